@@ -1,0 +1,198 @@
+//! The composition root: who is made from what, in which order things start and in which they end.
+
+use std::fs::{self, File, TryLockError};
+use std::io::Write as _;
+use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Context as _, bail};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+use crate::catalog::Catalog;
+use crate::config::Config;
+use crate::control::admin::{self, AdminState, Readiness};
+use crate::control::deploy::{Deployer, Parts};
+use crate::control::journal::Journal;
+use crate::control::source::ArtifactStore;
+use crate::control::watch;
+use crate::ingress::http::{self, Workers};
+use crate::ingress::request::Ingress;
+use crate::metrics::Metrics;
+use crate::runtime::engine::Engines;
+use crate::runtime::release::Linkers;
+use crate::telemetry;
+
+/// What `stoa dev` does beyond `stoa serve`.
+#[derive(Clone, Debug)]
+pub struct DevOptions {
+    /// The folder whose bundles are built, deployed and watched.
+    pub dir: PathBuf,
+}
+
+/// Runs the host until SIGTERM or SIGINT, and drains it.
+///
+/// # Errors
+/// When it cannot start: a taken address, a data directory that another host uses, a bad bundle in `services`.
+pub fn run(config: Config, dev: Option<DevOptions>) -> anyhow::Result<()> {
+    let telemetry = telemetry::init(config.log.format, &config.log.level, &config.limits)?;
+    raise_open_files_limit();
+    let data = DataDir::lock(&config.data_dir)?;
+    // Deploys, the admin API and the accept loop; requests have threads of their own.
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .thread_name("control")
+        .enable_all()
+        .build()
+        .context("start the control threads")?;
+    let ended = runtime.block_on(serve(config, dev, &telemetry, &data));
+    runtime.shutdown_timeout(std::time::Duration::from_secs(1));
+    telemetry.close();
+    drop(data);
+    ended
+}
+
+async fn serve(config: Config, dev: Option<DevOptions>, telemetry: &telemetry::Telemetry, data: &DataDir) -> anyhow::Result<()> {
+    let listener = http::bind(config.http)?;
+    let http_address = listener.local_addr().context("read the bound address")?;
+    let admin_listener = admin::bind(&config.admin).await?;
+    let admin_address = admin_listener.to_string();
+
+    let metrics = Arc::new(Metrics::new().context("make the metrics")?);
+    let engines = Arc::new(Engines::new(&config.limits, &data.path)?);
+    let linkers = Linkers::new(&engines)?;
+    let journal = Journal::open(&data.path.join("journal.db")).await?;
+    let catalog = Arc::new(Catalog::default());
+    let deployer = Deployer::new(Parts {
+        catalog: Arc::clone(&catalog),
+        engines,
+        linkers,
+        journal: journal.clone(),
+        artifacts: Arc::new(ArtifactStore::open(&data.path)?),
+        metrics: Arc::clone(&metrics),
+        logs: Arc::clone(&telemetry.hub),
+        limits: config.limits.clone(),
+    });
+
+    let stop = CancellationToken::new();
+    let readiness = Readiness::default();
+    let state = AdminState {
+        deployer: Arc::clone(&deployer),
+        metrics: Arc::clone(&metrics),
+        logs: Arc::clone(&telemetry.hub),
+        readiness: readiness.clone(),
+        token: config.admin_token()?,
+        address: config.admin.clone(),
+    };
+    let admin = tokio::spawn(admin::serve(admin_listener, admin::router(state), stop.clone()));
+
+    let resumed = deployer.resume().await?;
+    if let (Some(dir), None) = (&config.services, &dev) {
+        watch::deploy_all(dir, &deployer).await?;
+    }
+    let ingress = Arc::new(Ingress {
+        catalog,
+        metrics,
+        limits: config.limits.clone(),
+        trusted_proxies: config.trusted_proxies.clone(),
+    });
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get);
+    let workers = Arc::new(Workers::start(config.workers.unwrap_or(cores), &ingress)?);
+    let accepting = tokio::spawn({
+        let (workers, stop) = (Arc::clone(&workers), stop.clone());
+        async move { workers.accept(listener, stop).await }
+    });
+    announce(http_address, &admin_address)?;
+    readiness.ready();
+    tracing::info!(resumed, %http_address, admin_address, "serving");
+
+    let dev = dev.map(|dev| tokio::spawn(watch::run(dev.dir, Arc::clone(&deployer), stop.clone())));
+    let asked = wait_for_end(dev).await;
+
+    readiness.draining();
+    tracing::info!("stopping: requests in flight have until the shutdown timeout");
+    stop.cancel();
+    if let Ok(Err(error)) = accepting.await {
+        tracing::error!(%error, "the accept loop failed");
+    }
+    if let Some(workers) = Arc::into_inner(workers) {
+        workers.shut_down(config.limits.shutdown_timeout.get()).await;
+    }
+    // The admin API ends with `stop`; what it answers last is not waited for beyond its own limit.
+    if let Ok(Err(error)) = admin.await {
+        tracing::error!(%error, "the admin API failed");
+    }
+    journal.close().await;
+    tracing::info!("stopped");
+    asked
+}
+
+/// Tells whoever started the host where it listens; the ports may have been chosen by the system.
+fn announce(http: std::net::SocketAddr, admin: &str) -> anyhow::Result<()> {
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "listening http={http} admin={admin}").and_then(|()| out.flush()).context("write to standard output")
+}
+
+/// Waits for a signal, or for the watcher of `stoa dev` to give up.
+async fn wait_for_end(dev: Option<tokio::task::JoinHandle<Result<(), watch::WatchError>>>) -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
+    let watching = async {
+        match dev {
+            Some(dev) => dev.await,
+            None => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        _ = terminate.recv() => Ok(()),
+        _ = interrupt.recv() => Ok(()),
+        ended = watching => Ok(ended.context("watch the components")??),
+    }
+}
+
+/// The data directory, ours alone while the host runs.
+struct DataDir {
+    path: PathBuf,
+    _lock: File,
+}
+
+impl DataDir {
+    fn lock(path: &Path) -> anyhow::Result<Self> {
+        let shown = path.display();
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(path)
+            .with_context(|| format!("make the data directory `{shown}`; choose another with `--data-dir`"))?;
+        fs::set_permissions(path, fs::Permissions::from_mode(0o700))
+            .with_context(|| format!("make the data directory `{shown}` private"))?;
+        let lock = File::options()
+            .create(true)
+            .append(true)
+            .open(path.join("lock"))
+            .with_context(|| format!("open the lock of the data directory `{shown}`"))?;
+        match lock.try_lock() {
+            Ok(()) => Ok(Self { path: path.to_owned(), _lock: lock }),
+            Err(TryLockError::WouldBlock) => {
+                bail!("another host uses the data directory `{shown}`; stop it, or choose another with `--data-dir`")
+            }
+            Err(TryLockError::Error(error)) => Err(error).with_context(|| format!("lock the data directory `{shown}`")),
+        }
+    }
+}
+
+/// Every connection is an open file; the soft limit of most systems is far below what they allow.
+fn raise_open_files_limit() {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    #[expect(unsafe_code, reason = "plain system calls on a struct of our own")]
+    let raised = unsafe {
+        libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) == 0 && {
+            limit.rlim_cur = limit.rlim_max;
+            libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) == 0
+        }
+    };
+    if !raised {
+        tracing::warn!("cannot raise the limit of open files; fewer connections than `limits.connections` may fit");
+    }
+}

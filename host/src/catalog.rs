@@ -1,0 +1,119 @@
+//! The catalog: which release answers which route, as one immutable snapshot that is swapped whole.
+//!
+//! A request loads the snapshot once and takes both its route and its release from it, so it never
+//! sees a new route with an old release (invariant 1). It then holds a [`Lease`] until its response
+//! body has ended, and a replaced release is let go only when no lease is left (invariant 2).
+//!
+//! This module knows nothing of wasm, servers or SQL: `R` is whatever stands for a release, so that
+//! swap and drain can be tested with plain values.
+
+pub mod lease;
+pub mod route;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use arc_swap::{ArcSwap, Guard};
+use http::Method;
+
+use crate::catalog::lease::{Lease, Slot};
+use crate::catalog::route::{Found, Route, RouteConflict, RouteTable};
+use crate::name::ServiceName;
+
+/// The live snapshot. Readers never wait; writers come one at a time (the deploy queue sees to it).
+pub struct Catalog<R> {
+    live: ArcSwap<Snapshot<R>>,
+}
+
+/// Everything that requests may see at one moment.
+pub struct Snapshot<R> {
+    services: BTreeMap<ServiceName, Arc<Slot<R>>>,
+    routes: RouteTable<Arc<Slot<R>>>,
+}
+
+/// What a request found.
+pub enum Lookup<R> {
+    Leased(Lease<R>),
+    /// The path is known, the method is not: the methods that are.
+    MethodNotAllowed(Vec<Method>),
+    NotFound,
+}
+
+/// A catalog with one change made, checked and not yet visible.
+pub struct Prepared<R> {
+    next: Snapshot<R>,
+    replaced: Option<Arc<Slot<R>>>,
+}
+
+impl<R> Default for Catalog<R> {
+    fn default() -> Self {
+        Self { live: ArcSwap::from_pointee(Snapshot { services: BTreeMap::new(), routes: RouteTable::default() }) }
+    }
+}
+
+impl<R> Catalog<R> {
+    /// Finds the release for a request and takes a lease on it.
+    pub fn lookup(&self, host: &str, method: &Method, path: &str) -> Lookup<R> {
+        let live = self.live.load();
+        match live.routes.find(host, method, path) {
+            Found::Owner(slot) => Lookup::Leased(Lease::take(slot)),
+            Found::OtherMethods(methods) => Lookup::MethodNotAllowed(methods),
+            Found::Nothing => Lookup::NotFound,
+        }
+    }
+
+    /// The present snapshot, for those who look and do not serve.
+    pub fn snapshot(&self) -> Guard<Arc<Snapshot<R>>> {
+        self.live.load()
+    }
+
+    /// Builds the snapshot in which `service` is served by `release` under `routes`.
+    ///
+    /// # Errors
+    /// When a route is already another service's; nothing has changed then.
+    pub fn prepare(&self, service: &ServiceName, routes: &[Route], release: Arc<Slot<R>>) -> Result<Prepared<R>, RouteConflict> {
+        let live = self.live.load();
+        let mut table = live.routes.without(service);
+        for route in routes {
+            table.insert(service, route, Arc::clone(&release))?;
+        }
+        let mut services = live.services.clone();
+        let replaced = services.insert(service.clone(), release);
+        Ok(Prepared { next: Snapshot { services, routes: table }, replaced })
+    }
+
+    /// Builds the snapshot in which `service` is gone, or `None` when it is not there.
+    pub fn prepare_removal(&self, service: &ServiceName) -> Option<Prepared<R>> {
+        let live = self.live.load();
+        let mut services = live.services.clone();
+        let replaced = services.remove(service)?;
+        Some(Prepared { next: Snapshot { services, routes: live.routes.without(service) }, replaced: Some(replaced) })
+    }
+
+    /// Makes a prepared change visible, in one step, and hands back what it replaced.
+    ///
+    /// Only the holder of the deploy turn may call it, and for its newest preparation only:
+    /// a snapshot is built from the one before.
+    pub fn publish(&self, prepared: Prepared<R>) -> Option<Arc<Slot<R>>> {
+        self.live.store(Arc::new(prepared.next));
+        prepared.replaced
+    }
+}
+
+impl<R> Snapshot<R> {
+    pub fn get(&self, service: &ServiceName) -> Option<&Arc<Slot<R>>> {
+        self.services.get(service)
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = (&ServiceName, &Arc<Slot<R>>)> {
+        self.services.iter()
+    }
+
+    pub fn len(&self) -> usize {
+        self.services.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.services.is_empty()
+    }
+}

@@ -1,0 +1,433 @@
+//! The host's configuration: `stoa.toml`, with the command line on top.
+//!
+//! Every key has a default, so the file is optional. Strict like the manifest. Knows nothing about
+//! what the values are for, except that an admin API open to the network needs a token.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use ipnet::IpNet;
+use serde::{Deserialize, Deserializer};
+
+use crate::limits::{CONFIG_BYTES_MAX, HostLimits};
+use crate::strict::{Document, Shape, StrictError};
+use crate::telemetry::LogFormat;
+
+/// The file that is read when the command line names none and it exists.
+pub const CONFIG_FILE: &str = "stoa.toml";
+
+/// Where the admin API listens, and where the command line looks for it, unless told otherwise.
+pub const ADMIN_DEFAULT: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8081);
+
+/// Worker threads at most; more than that is a mistyped number.
+const WORKERS_MAX: usize = 1024;
+
+/// The shortest token that is accepted; a shorter one can be guessed.
+const TOKEN_BYTES_MIN: usize = 16;
+
+/// The longest token that is accepted, and the most that is read of its file.
+const TOKEN_BYTES_MAX: usize = 4096;
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Relative to the working directory, like every path here.
+    pub data_dir: PathBuf,
+    pub http: SocketAddr,
+    pub admin: AdminAddr,
+    pub admin_token: Option<TokenSource>,
+    /// Threads that serve requests; none means one per core.
+    pub workers: Option<usize>,
+    /// A folder whose bundles are deployed at start.
+    pub services: Option<PathBuf>,
+    pub log: LogConfig,
+    /// From whom `x-forwarded-*` is believed.
+    #[serde(deserialize_with = "networks")]
+    pub trusted_proxies: Vec<IpNet>,
+    pub limits: HostLimits,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            data_dir: PathBuf::from(".stoa"),
+            http: SocketAddr::from(([127, 0, 0, 1], 8080)),
+            admin: AdminAddr::Tcp(ADMIN_DEFAULT),
+            admin_token: None,
+            workers: None,
+            services: None,
+            log: LogConfig::default(),
+            trusted_proxies: Vec::new(),
+            limits: HostLimits::default(),
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LogConfig {
+    pub format: LogFormat,
+    /// A level, or directives such as `info,stoa=debug`.
+    pub level: String,
+}
+
+impl Default for LogConfig {
+    fn default() -> Self {
+        Self { format: LogFormat::Text, level: "info".to_owned() }
+    }
+}
+
+/// An address of the admin API, written `127.0.0.1:8081` or `unix:/path`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum AdminAddr {
+    Tcp(SocketAddr),
+    Unix(PathBuf),
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("`{0}` is not an admin address: write `127.0.0.1:8081` or `unix:/path/to/socket`")]
+pub struct AdminAddrError(String);
+
+impl AdminAddr {
+    /// Whether only this machine reaches it, so that a token is not required.
+    pub fn is_local(&self) -> bool {
+        match self {
+            Self::Tcp(address) => address.ip().is_loopback(),
+            Self::Unix(_) => true,
+        }
+    }
+}
+
+impl FromStr for AdminAddr {
+    type Err = AdminAddrError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text.strip_prefix("unix:") {
+            Some(path) if !path.is_empty() => Ok(Self::Unix(PathBuf::from(path))),
+            Some(_) => Err(AdminAddrError(text.to_owned())),
+            None => text.parse().map(Self::Tcp).map_err(|_| AdminAddrError(text.to_owned())),
+        }
+    }
+}
+
+impl fmt::Display for AdminAddr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(address) => address.fmt(f),
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for AdminAddr {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+/// Where the admin token is; the token itself is never written in the configuration.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TokenSource {
+    Env(String),
+    File(PathBuf),
+}
+
+/// A bearer token. Printing it shows nothing of it.
+#[derive(Clone, PartialEq, Eq)]
+pub struct AdminToken(String);
+
+impl AdminToken {
+    pub fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for AdminToken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("AdminToken(…)")
+    }
+}
+
+impl FromStr for AdminToken {
+    type Err = TokenError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let good = (TOKEN_BYTES_MIN..=TOKEN_BYTES_MAX).contains(&text.len())
+            && text.bytes().all(|byte| byte.is_ascii_graphic());
+        if good { Ok(Self(text.to_owned())) } else { Err(TokenError::Unfit) }
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum TokenError {
+    #[error(
+        "the admin token does not fit: use {TOKEN_BYTES_MIN} to {TOKEN_BYTES_MAX} visible ASCII characters without blanks"
+    )]
+    Unfit,
+    #[error("the admin token is to come from the environment variable `{0}`, which is not set")]
+    NotSet(String),
+    #[error("read the admin token from `{path}`")]
+    File {
+        path: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+impl TokenSource {
+    /// Fetches the token; blanks around it are dropped, as files end with a line break.
+    pub fn fetch(&self) -> Result<AdminToken, TokenError> {
+        let text = match self {
+            Self::Env(name) => std::env::var(name).map_err(|_| TokenError::NotSet(name.clone()))?,
+            Self::File(path) => read_limited(path, TOKEN_BYTES_MAX as u64 + 2)
+                .map_err(|source| TokenError::File { path: path.clone(), source })?,
+        };
+        text.trim().parse()
+    }
+}
+
+/// What the command line may set on top of the file.
+#[derive(Clone, Debug, Default)]
+pub struct Overrides {
+    pub data_dir: Option<PathBuf>,
+    pub http: Option<SocketAddr>,
+    pub admin: Option<AdminAddr>,
+    pub services: Option<PathBuf>,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    #[error("read the configuration `{path}`")]
+    Read {
+        path: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error("the configuration `{path}` is refused")]
+    Refused {
+        path: PathBuf,
+        #[source]
+        source: StrictError,
+    },
+    #[error("the configuration `{0}` is longer than {CONFIG_BYTES_MAX} bytes")]
+    TooLong(PathBuf),
+    #[error(
+        "the admin API would listen on `{0}`, which other machines may reach, without a token: set `admin_token = {{ env = \"STOA_ADMIN_TOKEN\" }}` in `stoa.toml`, or use a loopback address or a Unix socket"
+    )]
+    TokenRequired(AdminAddr),
+}
+
+const SHAPE: Shape = Shape::Table(&[
+    ("data_dir", Shape::Value),
+    ("http", Shape::Value),
+    ("admin", Shape::Value),
+    ("admin_token", Shape::Table(&[("env", Shape::Value), ("file", Shape::Value)])),
+    ("workers", Shape::Value),
+    ("services", Shape::Value),
+    ("log", Shape::Keys(&["format", "level"])),
+    ("trusted_proxies", Shape::Value),
+    ("limits", Shape::Keys(HostLimits::KEYS)),
+]);
+
+/// Limits that may be zero: nothing waits, is kept or is followed.
+const ZERO_ALLOWED: [&str; 6] = [
+    "shutdown_timeout",
+    "drain_timeout",
+    "deploy_queue",
+    "log_lines",
+    "log_followers",
+    "outbound_idle_connections",
+];
+
+impl Config {
+    /// Every key of `stoa.toml`, as the dotted path from the top.
+    pub fn keys() -> Vec<String> {
+        SHAPE.keys()
+    }
+
+    /// Reads the file, if one is named or `stoa.toml` is there, and puts the command line on top.
+    pub fn load(path: Option<&Path>, overrides: Overrides) -> Result<Self, ConfigError> {
+        let found = path.or_else(|| Some(Path::new(CONFIG_FILE)).filter(|path| path.exists()));
+        let file = match found {
+            Some(path) => Self::read(path)?,
+            None => Self::default(),
+        };
+        let config = file.with(overrides);
+        if !config.admin.is_local() && config.admin_token.is_none() {
+            return Err(ConfigError::TokenRequired(config.admin));
+        }
+        Ok(config)
+    }
+
+    /// Parses the text of `stoa.toml`, with every default filled in.
+    pub fn parse(text: &str) -> Result<Self, StrictError> {
+        let document = Document::parse(text, &SHAPE)?;
+        let config: Self = document.read()?;
+        if config.workers.is_some_and(|workers| workers == 0 || workers > WORKERS_MAX) {
+            let problem = format!("give 1 to {WORKERS_MAX}, or leave it out for one per core");
+            return Err(document.refuse(&["workers"], problem));
+        }
+        document.check_limits("limits", &config.limits, &ZERO_ALLOWED)?;
+        Ok(config)
+    }
+
+    /// Fetches the admin token from where the configuration says it is.
+    pub fn admin_token(&self) -> Result<Option<AdminToken>, TokenError> {
+        self.admin_token.as_ref().map(TokenSource::fetch).transpose()
+    }
+
+    fn read(path: &Path) -> Result<Self, ConfigError> {
+        let text = read_limited(path, CONFIG_BYTES_MAX + 1)
+            .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+        if text.len() as u64 > CONFIG_BYTES_MAX {
+            return Err(ConfigError::TooLong(path.to_owned()));
+        }
+        Self::parse(&text).map_err(|source| ConfigError::Refused { path: path.to_owned(), source })
+    }
+
+    fn with(self, overrides: Overrides) -> Self {
+        Self {
+            data_dir: overrides.data_dir.unwrap_or(self.data_dir),
+            http: overrides.http.unwrap_or(self.http),
+            admin: overrides.admin.unwrap_or(self.admin),
+            services: overrides.services.or(self.services),
+            ..self
+        }
+    }
+}
+
+fn read_limited(path: &Path, bytes_max: u64) -> std::io::Result<String> {
+    use std::io::Read as _;
+    let mut text = String::new();
+    std::fs::File::open(path)?.take(bytes_max).read_to_string(&mut text)?;
+    Ok(text)
+}
+
+fn networks<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<IpNet>, D::Error> {
+    let parse = |text: &String| {
+        text.parse::<IpNet>().or_else(|_| text.parse::<IpAddr>().map(IpNet::from)).map_err(|_| {
+            let problem = format!("`{text}` is neither an address nor a network such as `10.0.0.0/8`");
+            serde::de::Error::custom(problem)
+        })
+    };
+    Vec::<String>::deserialize(deserializer)?.iter().map(parse).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::limits::{ByteCount, Span};
+
+    fn check(text: &str, expected: &str) {
+        let message = Config::parse(text).map_or_else(|error| error.to_string(), |_| "accepted".to_owned());
+        assert_eq!(message, expected, "for:\n{text}");
+    }
+
+    #[test]
+    fn an_empty_file_is_the_default() -> anyhow::Result<()> {
+        let config = Config::parse("")?;
+        assert_eq!(config.http.to_string(), "127.0.0.1:8080");
+        assert_eq!(config.admin.to_string(), "127.0.0.1:8081");
+        assert_eq!((config.workers, config.limits), (None, HostLimits::default()));
+        Ok(())
+    }
+
+    #[test]
+    fn every_key_is_read() -> anyhow::Result<()> {
+        let config = Config::parse(
+            "data_dir = '/var/lib/stoa'\nhttp = '[::]:80'\nadmin = 'unix:/run/stoa.sock'\nworkers = 4\n\
+             services = 'components'\ntrusted_proxies = ['10.0.0.0/8', '::1']\nadmin_token = { env = 'T' }\n\
+             [log]\nformat = 'json'\nlevel = 'debug'\n[limits]\nconnections = 10\nbundle_bytes = '1MiB'\n\
+             drain_timeout = '1s'",
+        )?;
+        assert_eq!(config.admin, AdminAddr::Unix(PathBuf::from("/run/stoa.sock")));
+        assert_eq!(config.admin_token, Some(TokenSource::Env("T".to_owned())));
+        assert_eq!(config.log, LogConfig { format: LogFormat::Json, level: "debug".to_owned() });
+        let proxies: Vec<_> = config.trusted_proxies.iter().map(ToString::to_string).collect();
+        assert_eq!(proxies, ["10.0.0.0/8", "::1/128"]);
+        let limits = config.limits;
+        let read = (limits.connections, limits.bundle_bytes, limits.drain_timeout);
+        assert_eq!(read, (10, ByteCount::mib(1), Span::seconds(1)));
+        Ok(())
+    }
+
+    #[test]
+    fn what_is_wrong_is_refused_with_line_and_key() {
+        check("htp = 1", "line 1: unknown key `htp` in the top level; did you mean `http`?");
+        check(
+            "[limits]\nconections = 1",
+            "line 2: unknown key `conections` in `[limits]`; did you mean `connections`?",
+        );
+        check(
+            "[limits]\nconnections = 0",
+            "line 2: `limits.connections`: zero would serve nothing; leave it out for the default",
+        );
+        check("[limits]\ndeploy_queue = 0", "accepted");
+        check("workers = 0", "line 1: `workers`: give 1 to 1024, or leave it out for one per core");
+        check(
+            "admin = 'unix:'",
+            "line 1: `admin`: `unix:` is not an admin address: write `127.0.0.1:8081` or `unix:/path/to/socket`",
+        );
+        check(
+            "trusted_proxies = ['me']",
+            "line 1: `trusted_proxies`: `me` is neither an address nor a network such as `10.0.0.0/8`",
+        );
+        check(
+            "admin_token = 'hunter2hunter2hunter2'",
+            "line 1: `admin_token`: expected a table with `env`, `file`",
+        );
+        check(
+            "[log]\nformat = 'xml'",
+            "line 2: `log.format`: unknown variant `xml`, expected `text` or `json`",
+        );
+    }
+
+    #[test]
+    fn an_open_admin_address_needs_a_token() -> anyhow::Result<()> {
+        let dir = tempfile::tempdir()?;
+        let path = dir.path().join("stoa.toml");
+        let open = || Overrides { admin: "0.0.0.0:8081".parse().ok(), ..Overrides::default() };
+        std::fs::write(&path, "")?;
+        assert!(matches!(Config::load(Some(&path), open()), Err(ConfigError::TokenRequired(_))));
+        std::fs::write(&path, "admin_token = { file = 'token' }")?;
+        assert!(Config::load(Some(&path), open()).is_ok());
+        Ok(())
+    }
+
+    #[test]
+    fn the_command_line_wins_over_the_file() -> anyhow::Result<()> {
+        let dir = tempfile::tempdir()?;
+        let path = dir.path().join("stoa.toml");
+        std::fs::write(&path, "http = '127.0.0.1:1'\ndata_dir = 'a'")?;
+        let overrides = Overrides { http: Some("127.0.0.1:2".parse()?), ..Overrides::default() };
+        let config = Config::load(Some(&path), overrides)?;
+        assert_eq!((config.http.port(), config.data_dir), (2, PathBuf::from("a")));
+        Ok(())
+    }
+
+    #[test]
+    fn a_configuration_that_is_named_and_missing_is_an_error() {
+        let missing = Path::new("no/such/stoa.toml");
+        assert!(matches!(Config::load(Some(missing), Overrides::default()), Err(ConfigError::Read { .. })));
+    }
+
+    #[test]
+    fn a_token_comes_from_a_file_and_is_never_printed() -> anyhow::Result<()> {
+        let dir = tempfile::tempdir()?;
+        let path = dir.path().join("token");
+        std::fs::write(&path, "0123456789abcdef\n")?;
+        let token = TokenSource::File(path.clone()).fetch()?;
+        assert_eq!(token.reveal(), "0123456789abcdef");
+        assert!(!format!("{token:?}").contains('0'));
+        std::fs::write(&path, "short")?;
+        assert!(matches!(TokenSource::File(path).fetch(), Err(TokenError::Unfit)));
+        assert!(matches!(
+            TokenSource::Env("STOA_TEST_NOT_SET".to_owned()).fetch(),
+            Err(TokenError::NotSet(_))
+        ));
+        Ok(())
+    }
+}

@@ -1,0 +1,185 @@
+//! The steps before `publish`: each may refuse, and none is visible to a request.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use http::{Method, Request};
+use http_body_util::{BodyExt as _, Empty};
+use wasmtime_wasi_http::WasiBody;
+
+use super::{DeployError, Deployer, Shown, StepTime, blocking, now_ms};
+use crate::capability::outbound::Outbound;
+use crate::catalog::Prepared;
+use crate::catalog::lease::Slot;
+use crate::catalog::route::Route;
+use crate::control::journal::Action;
+use crate::control::source::Bundle;
+use crate::manifest::{Health, Manifest, RouteSpec};
+use crate::runtime::call;
+use crate::runtime::release::{Release, SandboxSpec};
+
+/// A release that only has to be published.
+pub(super) struct Ready {
+    pub prepared: Prepared<Release>,
+    pub shown: Shown,
+}
+
+/// The clock of a deploy.
+#[derive(Default)]
+pub(super) struct Steps(Vec<StepTime>);
+
+impl Steps {
+    pub fn done(&mut self, step: &'static str, begun: Instant) {
+        let micros = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX);
+        self.0.push(StepTime { step, micros });
+    }
+
+    pub fn into_times(self) -> Vec<StepTime> {
+        self.0
+    }
+}
+
+impl Deployer {
+    /// Takes a bundle through all steps up to `publish`.
+    pub(super) async fn prepare(&self, bundle: Bundle, action: Action, steps: &mut Steps) -> Result<Ready, DeployError> {
+        let begun = Instant::now();
+        let routes = self.check(&bundle.manifest)?;
+        let spec = self.grant(&bundle)?;
+        steps.done("check", begun);
+
+        let begun = Instant::now();
+        let bundle = self.keep(bundle, action).await?;
+        steps.done("fetch", begun);
+
+        let begun = Instant::now();
+        let (bundle, kind, component) = self.compile(bundle).await?;
+        steps.done("compile", begun);
+
+        let begun = Instant::now();
+        let release = Release::link(&self.parts.linkers, kind, &component, spec).map_err(DeployError::Link)?;
+        let slot = Slot::new(release);
+        let prepared = self
+            .parts
+            .catalog
+            .prepare(&bundle.manifest.name, &routes, Arc::clone(&slot))
+            .map_err(DeployError::Conflict)?;
+        steps.done("link", begun);
+
+        let begun = Instant::now();
+        let health = bundle.manifest.health.as_ref().filter(|_| action == Action::Deploy);
+        self.warm(&slot, health).await?;
+        steps.done("warm", begun);
+        Ok(Ready { prepared, shown: shown(&bundle.manifest) })
+    }
+
+    fn check(&self, manifest: &Manifest) -> Result<Vec<Route>, DeployError> {
+        let limits = &self.parts.limits;
+        let count = manifest.routes.len();
+        if count == 0 {
+            return Err(DeployError::NoRoute);
+        }
+        if count > usize::try_from(limits.routes_per_service).unwrap_or(usize::MAX) {
+            return Err(DeployError::TooManyRoutes { count, max: limits.routes_per_service });
+        }
+        let live = self.parts.catalog.snapshot();
+        if live.get(&manifest.name).is_none() && live.len() >= usize::try_from(limits.services).unwrap_or(usize::MAX) {
+            return Err(DeployError::TooManyServices { max: limits.services });
+        }
+        if manifest.limits.memory > limits.memory_per_instance {
+            return Err(DeployError::Memory { asked: manifest.limits.memory, max: limits.memory_per_instance });
+        }
+        manifest.routes.iter().map(parse_route).collect()
+    }
+
+    /// Settles what the service may use.
+    fn grant(&self, bundle: &Bundle) -> Result<SandboxSpec, DeployError> {
+        let manifest = &bundle.manifest;
+        let mut settings: Vec<(String, String)> =
+            manifest.settings.iter().map(|(key, value)| (key.clone(), value.clone())).collect();
+        for (name, secret) in &manifest.secrets {
+            if manifest.settings.contains_key(name) {
+                return Err(DeployError::SettingTwice(name.clone()));
+            }
+            let value = std::env::var(&secret.env)
+                .map_err(|_| DeployError::Secret { secret: name.clone(), variable: secret.env.clone() })?;
+            settings.push((name.clone(), value));
+        }
+        let outbound = Outbound::new(&manifest.outbound.allow, &manifest.limits, self.parts.limits.outbound_idle_connections)?;
+        Ok(SandboxSpec {
+            service: manifest.name.clone(),
+            release: bundle.release.clone(),
+            limits: manifest.limits.clone(),
+            instances: manifest.instances.clone(),
+            settings,
+            outbound: Arc::new(outbound),
+            metrics: self.parts.metrics.for_release(&manifest.name, &bundle.release),
+        })
+    }
+
+    /// Keeps a new bundle on disk; one that is rolled back to is there already.
+    async fn keep(&self, bundle: Bundle, action: Action) -> Result<Bundle, DeployError> {
+        if action != Action::Deploy {
+            return Ok(bundle);
+        }
+        let artifacts = Arc::clone(&self.parts.artifacts);
+        blocking(move || artifacts.put(&bundle).map(|()| bundle)).await?.map_err(DeployError::Fetch)
+    }
+
+    async fn compile(
+        &self,
+        bundle: Bundle,
+    ) -> Result<(Bundle, crate::runtime::engine::Kind, wasmtime::component::Component), DeployError> {
+        let engines = Arc::clone(&self.parts.engines);
+        let compile = move || {
+            let kind = engines.inspect(&bundle.component)?;
+            let component = engines.load(kind, &bundle.component_digest, &bundle.component)?;
+            Ok((bundle, kind, component))
+        };
+        blocking(compile).await?.map_err(DeployError::Compile)
+    }
+
+    /// Starts one instance and asks its health, as a client would.
+    async fn warm(&self, slot: &Slot<Release>, health: Option<&Health>) -> Result<(), DeployError> {
+        let Some(Health { path }) = health else {
+            return call::try_start(slot).await.map_err(DeployError::Start);
+        };
+        let limit = self.parts.limits.health_timeout;
+        let asking = call::call(slot, health_request(path), Box::new(()));
+        let response = match tokio::time::timeout(limit.get(), asking).await {
+            Ok(Ok(response)) => response,
+            Ok(Err(error @ call::CallError::Start(_))) => return Err(DeployError::Start(error)),
+            Ok(Err(error)) => return Err(DeployError::Health { path: path.clone(), error }),
+            Err(_) => return Err(DeployError::HealthTimeout { path: path.clone(), limit }),
+        };
+        let status = response.status();
+        response.into_body().discard();
+        if status.is_success() { Ok(()) } else { Err(DeployError::Unhealthy { path: path.clone(), status }) }
+    }
+}
+
+fn health_request(path: &str) -> Request<WasiBody> {
+    let body = Empty::new().map_err(|never| match never {}).boxed_unsync();
+    let mut request = Request::new(body);
+    if let Ok(uri) = format!("http://localhost{path}").parse() {
+        *request.uri_mut() = uri;
+    }
+    request
+}
+
+fn parse_route(spec: &RouteSpec) -> Result<Route, DeployError> {
+    Ok(Route { host: spec.host.clone(), methods: spec.methods.clone(), path: spec.path.parse()? })
+}
+
+fn shown(manifest: &Manifest) -> Shown {
+    let route = |spec: &RouteSpec| {
+        let methods = spec.methods.iter().map(Method::as_str).collect::<Vec<_>>().join(",");
+        let methods = if methods.is_empty() { "*" } else { &methods };
+        format!("{methods} {}{}", spec.host.as_deref().unwrap_or_default(), spec.path)
+    };
+    Shown {
+        since_ms: now_ms(),
+        description: manifest.description.clone(),
+        routes: manifest.routes.iter().map(route).collect(),
+        policy: manifest.instances.policy,
+    }
+}

@@ -1,0 +1,263 @@
+//! Every ceiling of the host, with its unit and its default, in one file.
+//!
+//! Invariant 6: a queue, table, cache, body or wait without a row here is a defect. The same rows
+//! are the keys of `[limits]` in `service.toml` and in `stoa.toml`, and the tables of
+//! `docs/operations.md`, which a test compares with this file.
+
+use std::fmt;
+use std::time::Duration;
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+/// A number of bytes, written `64MiB`, `8KB` or as a plain integer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ByteCount(pub u64);
+
+impl ByteCount {
+    pub const fn kib(count: u64) -> Self {
+        Self(count << 10)
+    }
+
+    pub const fn mib(count: u64) -> Self {
+        Self(count << 20)
+    }
+
+    pub const fn gib(count: u64) -> Self {
+        Self(count << 30)
+    }
+
+    pub const fn get(self) -> u64 {
+        self.0
+    }
+
+    /// As a size in this process's memory; saturates on a 32-bit machine.
+    pub fn as_usize(self) -> usize {
+        usize::try_from(self.0).unwrap_or(usize::MAX)
+    }
+}
+
+impl fmt::Display for ByteCount {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (shift, unit) in [(30, "GiB"), (20, "MiB"), (10, "KiB")] {
+            if self.0 >= 1 << shift && self.0.is_multiple_of(1 << shift) {
+                return write!(f, "{}{unit}", self.0 >> shift);
+            }
+        }
+        write!(f, "{}B", self.0)
+    }
+}
+
+impl Serialize for ByteCount {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for ByteCount {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        bytesize::ByteSize::deserialize(deserializer).map(|size| Self(size.as_u64()))
+    }
+}
+
+/// A span of time, written `10s`, `250ms` or `1m 30s`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Span(pub Duration);
+
+impl Span {
+    pub const fn seconds(count: u64) -> Self {
+        Self(Duration::from_secs(count))
+    }
+
+    pub const fn millis(count: u64) -> Self {
+        Self(Duration::from_millis(count))
+    }
+
+    pub const fn get(self) -> Duration {
+        self.0
+    }
+}
+
+impl fmt::Display for Span {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        humantime::format_duration(self.0).fmt(f)
+    }
+}
+
+impl Serialize for Span {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Span {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        let span = humantime::parse_duration(&text).map_err(|error| {
+            serde::de::Error::custom(format!("`{text}` is not a span such as `10s` or `250ms`: {error}"))
+        })?;
+        Ok(Self(span))
+    }
+}
+
+/// One row of a limit table, as `docs/operations.md` shows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LimitRow {
+    pub key: &'static str,
+    pub default: String,
+    pub meaning: String,
+}
+
+/// Declares a struct of limits whose fields are the keys of a TOML table, each with its default.
+macro_rules! limits {
+    (
+        $(#[doc = $about:literal])*
+        pub struct $name:ident { $( $(#[doc = $meaning:literal])+ $key:ident: $kind:ty = $default:expr, )* }
+    ) => {
+        $(#[doc = $about])*
+        #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+        #[serde(default, deny_unknown_fields)]
+        pub struct $name { $( $(#[doc = $meaning])+ pub $key: $kind, )* }
+
+        impl Default for $name {
+            fn default() -> Self {
+                Self { $( $key: $default, )* }
+            }
+        }
+
+        impl $name {
+            /// The keys of this table, for the nearest-key hint.
+            pub const KEYS: &[&str] = &[ $( stringify!($key), )* ];
+
+            /// Every key with its default and what it bounds.
+            pub fn rows() -> Vec<LimitRow> {
+                vec![ $( LimitRow {
+                    key: stringify!($key),
+                    default: { let value: $kind = $default; value.to_string() },
+                    meaning: [$( $meaning ),+].map(str::trim).join(" "),
+                }, )* ]
+            }
+        }
+    };
+}
+
+limits! {
+    /// What one service may use: `[limits]` in `service.toml`.
+    pub struct ServiceLimits {
+        /// Linear memory of one instance; growing beyond it fails inside the guest.
+        memory: ByteCount = ByteCount::mib(64),
+        /// Wall-clock time until the response begins, and again between two pieces of its body.
+        request_timeout: Span = Span::seconds(10),
+        /// Wall-clock time of a whole response, however steadily its body flows.
+        response_timeout: Span = Span::seconds(600),
+        /// Bytes of one request body; beyond it the client gets 413.
+        request_body: ByteCount = ByteCount::mib(8),
+        /// Bytes of one response body; beyond it the response is cut off.
+        response_body: ByteCount = ByteCount::gib(4),
+        /// Requests at work at the same time; further ones wait in the queue.
+        concurrency: u32 = 256,
+        /// Requests that may wait for a free place; further ones get 503 with `Retry-After`.
+        queue: u32 = 128,
+        /// How long a request may wait for a free place before it gets 503.
+        queue_timeout: Span = Span::millis(500),
+        /// Response headers a guest may set.
+        response_headers: u32 = 128,
+        /// Bytes of all header fields of one message that a guest builds.
+        header_bytes: ByteCount = ByteCount::kib(64),
+        /// Handles (requests, bodies, streams, pollables ...) that one instance may hold.
+        table_entries: u32 = 4096,
+        /// Bytes of standard output and standard error of one instance that are kept per second.
+        log_bytes: ByteCount = ByteCount::kib(64),
+        /// Outbound requests at work at the same time.
+        outbound_concurrency: u32 = 64,
+        /// Time for one outbound request until its response headers are there.
+        outbound_timeout: Span = Span::seconds(10),
+        /// Bytes of one outbound response body.
+        outbound_response: ByteCount = ByteCount::mib(32),
+    }
+}
+
+limits! {
+    /// What the host as a whole may use: `[limits]` in `stoa.toml`.
+    pub struct HostLimits {
+        /// Open client connections; further ones wait in the kernel's accept queue.
+        connections: u32 = 16384,
+        /// Bytes of the header section of a request (HTTP/1.1 and HTTP/2); beyond it the client gets 431.
+        request_header_bytes: ByteCount = ByteCount::kib(32),
+        /// Header fields of a request; beyond it the client gets 431.
+        request_headers: u32 = 100,
+        /// Time to read a request's header section, counted from its first byte or from the connection's start.
+        header_read_timeout: Span = Span::seconds(10),
+        /// Time a kept-alive connection may stay without a request.
+        idle_timeout: Span = Span::seconds(60),
+        /// Time a client may take no byte of a waiting response before its connection is closed.
+        write_timeout: Span = Span::seconds(30),
+        /// Concurrent HTTP/2 streams of one connection.
+        http2_streams: u32 = 128,
+        /// Time that requests in flight get to finish after SIGTERM.
+        shutdown_timeout: Span = Span::seconds(20),
+        /// Time that requests in flight on an old release get to finish after a swap.
+        drain_timeout: Span = Span::seconds(30),
+        /// Instances alive at the same time, over all services.
+        instances: u32 = 1000,
+        /// Linear memory that a service may ask for at most.
+        memory_per_instance: ByteCount = ByteCount::mib(512),
+        /// Services deployed at the same time.
+        services: u32 = 1000,
+        /// Routes of one service.
+        routes_per_service: u32 = 256,
+        /// Releases kept per service for rollback, the active one included.
+        releases_kept: u32 = 5,
+        /// History rows kept per service.
+        history_kept: u32 = 1000,
+        /// Bytes of one bundle, unpacked.
+        bundle_bytes: ByteCount = ByteCount::mib(256),
+        /// Files of one bundle.
+        bundle_files: u32 = 10000,
+        /// Time for the health check of a new release.
+        health_timeout: Span = Span::seconds(10),
+        /// Deploys that may wait for the one at work.
+        deploy_queue: u32 = 16,
+        /// Log lines kept in memory per service for `stoa logs`.
+        log_lines: u32 = 1000,
+        /// Followers of logs at the same time.
+        log_followers: u32 = 32,
+        /// Idle outbound connections kept per address.
+        outbound_idle_connections: u32 = 32,
+    }
+}
+
+/// The epoch's tick: how long a guest may compute before other requests of its thread get a turn.
+pub const EPOCH_TICK: Duration = Duration::from_millis(1);
+
+/// Guest frames of a trap's backtrace that the log shows.
+pub const BACKTRACE_FRAMES_MAX: usize = 20;
+
+/// Native stack of one guest call.
+pub const GUEST_STACK_BYTES_MAX: usize = 512 << 10;
+
+/// Bytes a guest may move through one host call: strings, lists, random bytes.
+pub const HOSTCALL_FUEL_BYTES: usize = 32 << 20;
+
+/// Bytes of random data one host call may return.
+pub const RANDOM_BYTES_MAX: u64 = 64 << 10;
+
+/// Connections waiting in the kernel before they are accepted.
+pub const ACCEPT_BACKLOG: u32 = 4096;
+
+/// The longest pause after `accept` failed; it starts at a tenth of that and doubles.
+pub const ACCEPT_BACKOFF_MAX: Duration = Duration::from_millis(500);
+
+/// Accepted connections on their way to one worker.
+pub const WORKER_INBOX: usize = 1024;
+
+/// Bytes of one admin request's body that is not a bundle.
+pub const ADMIN_BODY_BYTES_MAX: usize = 1 << 20;
+
+/// Time for one admin request, but for deploys and followed logs.
+pub const ADMIN_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Bytes of one log line of a guest; a longer one is split.
+pub const LOG_LINE_BYTES_MAX: usize = 8 << 10;
+
+/// Bytes of a manifest or a host configuration.
+pub const CONFIG_BYTES_MAX: u64 = 1 << 20;

@@ -1,0 +1,217 @@
+//! The manifest's rules, one line of input against one line of answer.
+
+use super::*;
+use crate::limits::ByteCount;
+
+const FULL: &str = r#"
+name = "orders"
+component = "../target/wasm32-wasip2/release/orders.wasm"
+description = "Places and tracks orders"
+
+[build]
+command = "cargo build --release"
+watch = ["src", "Cargo.toml"]
+
+[[route]]
+path = "/orders/{*rest}"
+methods = ["GET", "POST", "GET"]
+host = "Shop.example.com"
+
+[[route]]
+path = "/"
+
+[health]
+path = "/health"
+
+[outbound]
+allow = ["https://api.payments.example", "http://localhost:9000"]
+
+[settings]
+currency = "EUR"
+page = 20
+rate = 0.5
+strict = true
+
+[secrets]
+card_key = { env = "CARD_KEY" }
+
+[instances]
+policy = "fresh"
+max = 8
+idle = "5s"
+retire_after = 3
+
+[limits]
+memory = "32MiB"
+request_timeout = "2s"
+"#;
+
+const MINIMAL: &str = "name = 'a'\ncomponent = 'a.wasm'\n";
+
+fn verdict(text: &str) -> String {
+    Manifest::parse(text).map_or_else(|error| error.to_string(), |_| "accepted".to_owned())
+}
+
+/// `rest` follows the two lines that every manifest needs, so it starts at line 3.
+fn check(rest: &str, expected: &str) {
+    assert_eq!(verdict(&format!("{MINIMAL}{rest}")), expected, "for:\n{rest}");
+}
+
+#[test]
+fn every_key_is_read() -> anyhow::Result<()> {
+    let manifest = Manifest::parse(FULL)?;
+    assert_eq!(manifest.name.as_str(), "orders");
+    assert_eq!(manifest.component, PathBuf::from("../target/wasm32-wasip2/release/orders.wasm"));
+    assert_eq!(manifest.build.as_ref().map(|build| build.watch.len()), Some(2));
+    let routes: Vec<_> =
+        manifest.routes.iter().map(|r| (r.path.as_str(), r.methods.len(), r.host.as_deref())).collect();
+    assert_eq!(routes, [("/orders/{*rest}", 2, Some("shop.example.com")), ("/", 0, None)]);
+    let settings: Vec<_> = manifest.settings.iter().map(|(key, value)| format!("{key}={value}")).collect();
+    assert_eq!(settings, ["currency=EUR", "page=20", "rate=0.5", "strict=true"]);
+    assert_eq!(manifest.secrets.get("card_key").map(|secret| secret.env.as_str()), Some("CARD_KEY"));
+    let instances = Instances { policy: Policy::Fresh, max: 8, idle: Span::seconds(5), retire_after: 3 };
+    assert_eq!(manifest.instances, instances);
+    assert_eq!(
+        (manifest.limits.memory, manifest.limits.request_timeout),
+        (ByteCount::mib(32), Span::seconds(2))
+    );
+    Ok(())
+}
+
+#[test]
+fn what_is_left_out_has_its_default() -> anyhow::Result<()> {
+    let manifest = Manifest::parse(MINIMAL)?;
+    assert_eq!(manifest.instances, Instances::default());
+    assert_eq!(manifest.limits, ServiceLimits::default());
+    assert!(manifest.routes.is_empty() && manifest.outbound.allow.is_empty() && manifest.build.is_none());
+    Ok(())
+}
+
+#[test]
+fn unknown_keys_are_refused_at_every_level() {
+    check(
+        "descripton = 'x'",
+        "line 3: unknown key `descripton` in the top level; did you mean `description`?",
+    );
+    check(
+        "[[route]]\npath='/'\nmetods=['GET']",
+        "line 5: unknown key `metods` in `[[route]]`; did you mean `methods`?",
+    );
+    check("[build]\ncomand='x'", "line 4: unknown key `comand` in `[build]`; did you mean `command`?");
+    check("[health]\nurl='/'", "line 4: unknown key `url` in `[health]`; known here: `path`");
+    check("[outbound]\nalow=[]", "line 4: unknown key `alow` in `[outbound]`; did you mean `allow`?");
+    check(
+        "[instances]\npolcy='reuse'",
+        "line 4: unknown key `polcy` in `[instances]`; did you mean `policy`?",
+    );
+    check("[limits]\nmemmory='1MiB'", "line 4: unknown key `memmory` in `[limits]`; did you mean `memory`?");
+}
+
+#[test]
+fn what_a_later_release_offers_is_refused_by_name() {
+    for table in
+        ["[database]\nmigrations='m'", "[messaging]", "[[subscription]]\nsubject='x'", "[calls]\nx='y'"]
+    {
+        let key = table.trim_start_matches('[').split(']').next().unwrap_or_default();
+        check(table, &format!("line 3: `{key}`: this release of the host does not offer it yet; remove it"));
+    }
+}
+
+#[test]
+fn wrong_values_are_refused_with_line_and_key() {
+    check("description = 3", "line 3: `description`: invalid type: integer `3`, expected a string");
+    check(
+        "[instances]\npolicy='once'",
+        "line 4: `instances.policy`: unknown variant `once`, expected `fresh` or `reuse`",
+    );
+    check(
+        "[instances]\nmax=0",
+        "line 4: `instances.max`: zero would serve nothing; leave it out for the default",
+    );
+    check("[instances]\nmax=-1", "line 4: `instances.max`: invalid value: integer `-1`, expected u32");
+    check(
+        "[limits]\nconcurrency=0",
+        "line 4: `limits.concurrency`: zero would serve nothing; leave it out for the default",
+    );
+    check("[limits]\nqueue=0", "accepted");
+    check(
+        "[limits]\nrequest_timeout='9years'",
+        "line 4: `limits.request_timeout`: more than a year; give a shorter span",
+    );
+    check(
+        "[limits]\nrequest_timeout='10'",
+        "line 4: `limits.request_timeout`: `10` is not a span such as `10s` or `250ms`: time unit needed, for example 10sec or 10ms",
+    );
+    check("[settings]\nlist = []", "line 4: `settings.list`: expected a text, a number, `true` or `false`");
+    check("[settings]\n\"a b\" = 1", "line 4: `settings.a b`: use 1 to 128 letters, digits, `_`, `-` or `.`");
+}
+
+#[test]
+fn names_and_paths_are_checked() {
+    assert_eq!(verdict("name = 'a'"), "line 1: missing key `component` in the top level");
+    let message = verdict("name = 'Orders'\ncomponent = 'a.wasm'");
+    assert!(message.starts_with("line 1: `name`: `Orders` is not a service name"), "{message}");
+    assert_eq!(
+        verdict("name = 'a'\ncomponent = '/a.wasm'"),
+        "line 2: `component`: give a path relative to the bundle's folder"
+    );
+    check(
+        "[build]\ncommand='x'\nwatch=['/etc']",
+        "line 5: `build.watch.0`: give paths relative to the bundle's folder",
+    );
+    check("[build]\ncommand=' '", "line 4: `build.command`: give a command line, or leave `[build]` out");
+}
+
+#[test]
+fn routes_are_checked() {
+    let path = "give a path that starts with `/`, without query, fragment or blanks";
+    check("[[route]]\npath='x'", &format!("line 4: `route.0.path`: {path}"));
+    check("[[route]]\npath='/'\n[[route]]\npath='/?x'", &format!("line 6: `route.1.path`: {path}"));
+    check("[health]\npath='x'", &format!("line 4: `health.path`: {path}"));
+    check(
+        "[[route]]\npath='/'\nmethods=['get']",
+        "line 5: `route.methods`: methods are case-sensitive; write `GET` for `get`",
+    );
+    check(
+        "[[route]]\npath='/'\nmethods=['G T']",
+        "line 5: `route.methods`: `G T` is not a method; write for example `GET`",
+    );
+    check(
+        "[[route]]\npath='/'\nmethods=[]",
+        "line 5: `route.methods`: name at least one method, or leave the key out for all of them",
+    );
+    let host = "give a host name such as `shop.example.com`, without scheme, port or path";
+    check("[[route]]\npath='/'\nhost='a:80'", &format!("line 5: `route.0.host`: {host}"));
+    check("[[route]]\npath='/'\nhost='http://a'", &format!("line 5: `route.0.host`: {host}"));
+}
+
+#[test]
+fn outbound_takes_origins_only() {
+    for origin in
+        ["https://a.example", "http://a:81", "https://a/", "http://[::1]:80", "https://*.shop.example"]
+    {
+        check(&format!("[outbound]\nallow=['{origin}']"), "accepted");
+    }
+    for origin in ["a.example", "ftp://a", "https://a/path", "https://a?x", "https://u:p@a", "https://"] {
+        let expected = format!(
+            "line 4: `outbound.allow.0`: `{origin}` is not an origin; write `https://host` or `https://host:port`"
+        );
+        check(&format!("[outbound]\nallow=['{origin}']"), &expected);
+    }
+}
+
+#[test]
+fn a_secret_is_a_reference_and_never_a_value() {
+    check("[secrets]\nkey='hunter2'", "line 4: `secrets.key`: expected a table with `env`");
+    check("[secrets]\nkey={ env='' }", "line 4: `secrets.key.env`: give the name of an environment variable");
+    check(
+        "[settings]\nkey='x'\n[secrets]\nkey={ env='K' }",
+        "line 6: `secrets.key`: the same name is in `[settings]`; rename one of them",
+    );
+}
+
+#[test]
+fn a_manifest_that_is_too_long_is_refused() {
+    let text = format!("{MINIMAL}# {}", "x".repeat(1 << 20));
+    assert_eq!(Manifest::parse(&text), Err(ManifestError::TooLong));
+}

@@ -1,0 +1,176 @@
+//! One instance, and the pool of idle ones.
+//!
+//! Each serving thread keeps its own pool, so that taking an instance out or putting it back needs
+//! no lock, and a warm instance is found where its memory is in the cache. Threads that do not serve
+//! have no pool: an instance made there is dropped after its call.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use tokio::sync::Semaphore;
+use wasmtime::{Store, StoreContextMut, UpdateDeadline};
+use wasmtime_wasi_http::p2::bindings::Proxy;
+use wasmtime_wasi_http::p3::bindings::Service;
+
+use crate::limits::HOSTCALL_FUEL_BYTES;
+use crate::runtime::release::{Handler, Release, Sandbox};
+use crate::runtime::state::State;
+
+/// One store with one instantiated component.
+pub(super) struct Instance {
+    pub(super) store: Store<State>,
+    pub(super) exports: Exports,
+    served: u64,
+    counted: Counted,
+}
+
+pub(super) enum Exports {
+    P2(Proxy),
+    P3(Service),
+}
+
+/// Keeps the gauge of instances right, however an instance ends.
+struct Counted(Arc<Sandbox>);
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.metrics.instances.dec();
+    }
+}
+
+/// Epoch ticks a call may compute before it takes turns with other long ones.
+const TICKS_BEFORE_TURNS: u32 = 2;
+
+impl Instance {
+    /// Makes a new instance.
+    ///
+    /// # Errors
+    /// When the host has no room for another, or the component's own start code fails.
+    pub(super) async fn make(release: &Release) -> wasmtime::Result<Self> {
+        let sandbox = &release.sandbox;
+        let engine = match &release.handler {
+            Handler::P2(pre) => pre.engine(),
+            Handler::P3(pre) => pre.engine(),
+        };
+        let mut store = Store::new(engine, State::new(sandbox));
+        store.limiter(|state| &mut state.limiter);
+        store.set_hostcall_fuel(HOSTCALL_FUEL_BYTES);
+        store.epoch_deadline_callback(on_tick);
+        store.set_epoch_deadline(1);
+        store.data_mut().deadline.set(Instant::now() + sandbox.request_timeout());
+        sandbox.metrics.instances.inc();
+        let counted = Counted(Arc::clone(sandbox));
+        let exports = match &release.handler {
+            Handler::P2(pre) => Exports::P2(pre.instantiate_async(&mut store).await?),
+            Handler::P3(pre) => Exports::P3(pre.instantiate_async(&mut store).await?),
+        };
+        sandbox.metrics.instantiations.inc();
+        Ok(Self { store, exports, served: 0, counted })
+    }
+
+    /// Readies the instance for its next call.
+    pub(super) fn begin(&mut self, over_at: Instant) {
+        self.store.set_epoch_deadline(1);
+        let state = self.store.data_mut();
+        state.ticks = 0;
+        state.deadline.set(over_at);
+    }
+
+    /// Puts an instance that ended its call well back, if its release wants it again.
+    pub(super) fn recycle(mut self) {
+        self.served += 1;
+        let sandbox = &self.counted.0;
+        let again = self.served < sandbox.instances.retire_after && !sandbox.retired.load(Ordering::Acquire);
+        if again {
+            WORKER.with_borrow_mut(|worker| {
+                if let Some(worker) = worker {
+                    worker.put(self);
+                }
+            });
+        }
+    }
+}
+
+/// Runs at every epoch tick that a guest computes through.
+fn on_tick(mut store: StoreContextMut<'_, State>) -> wasmtime::Result<UpdateDeadline> {
+    let state = store.data_mut();
+    if state.deadline.has_passed(Instant::now()) {
+        return Ok(UpdateDeadline::Interrupt);
+    }
+    state.ticks = state.ticks.saturating_add(1);
+    if state.ticks <= TICKS_BEFORE_TURNS {
+        return Ok(UpdateDeadline::YieldCustom(1, Box::pin(tokio::task::yield_now())));
+    }
+    let turns = WORKER.with_borrow(|worker| worker.as_ref().map(|worker| Arc::clone(&worker.turns)));
+    Ok(UpdateDeadline::YieldCustom(1, Box::pin(take_turns(turns))))
+}
+
+/// Lets the thread look after its sockets, and then lets one long computation at a time go on.
+///
+/// `yield_now` wakes this task only after the thread has polled its sockets; the semaphore is fair,
+/// so however many guests spin, a neighbour waits for one tick of one of them.
+async fn take_turns(turns: Option<Arc<Semaphore>>) {
+    let _turn = match &turns {
+        // Closed only at the end of the thread.
+        Some(turns) => turns.acquire().await.ok(),
+        None => None,
+    };
+    tokio::task::yield_now().await;
+}
+
+thread_local! {
+    static WORKER: RefCell<Option<Worker>> = const { RefCell::new(None) };
+}
+
+/// What a serving thread keeps for its guests.
+struct Worker {
+    idle: HashMap<u64, Vec<(Instant, Instance)>>,
+    turns: Arc<Semaphore>,
+}
+
+impl Worker {
+    fn put(&mut self, instance: Instance) {
+        let sandbox = &instance.counted.0;
+        let idle = self.idle.entry(sandbox.serial).or_default();
+        if idle.len() < usize::try_from(sandbox.instances.max).unwrap_or(usize::MAX) {
+            idle.push((Instant::now(), instance));
+        }
+    }
+}
+
+/// Gives this thread a pool. Call it once on each serving thread.
+pub fn serve_on_this_thread() {
+    WORKER.set(Some(Worker { idle: HashMap::new(), turns: Arc::new(Semaphore::new(1)) }));
+}
+
+/// Takes the most recently used idle instance of a release from this thread's pool.
+pub(super) fn take_idle(release: &Release) -> Option<Instance> {
+    WORKER.with_borrow_mut(|worker| worker.as_mut()?.idle.get_mut(&release.sandbox.serial)?.pop()).map(|(_, instance)| instance)
+}
+
+/// Drops idle instances that have waited too long or whose release is retired, on this thread.
+pub fn sweep_idle(now: Instant) {
+    // Dropped outside of the borrow: a store's drop may run host code.
+    let mut gone = Vec::new();
+    WORKER.with_borrow_mut(|worker| {
+        let Some(worker) = worker else { return };
+        worker.idle.retain(|_, idle| {
+            let expired = |(since, instance): &(Instant, Instance)| {
+                let sandbox = &instance.counted.0;
+                sandbox.retired.load(Ordering::Acquire) || now.saturating_duration_since(*since) >= sandbox.instances.idle.get()
+            };
+            gone.extend(idle.extract_if(.., |entry| expired(entry)));
+            !idle.is_empty()
+        });
+    });
+    drop(gone);
+}
+
+/// Drops all idle instances of this thread: it is about to end.
+pub fn sweep_idle_all() {
+    let worker = WORKER.take();
+    drop(worker);
+}

@@ -1,0 +1,204 @@
+//! A release as the runtime holds it: compiled, linked, granted, and ready to make instances.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use wasmtime::component::{Component, InstancePre, Linker};
+use wasmtime_wasi_http::p2::bindings::ProxyPre;
+use wasmtime_wasi_http::p3::bindings::ServicePre;
+
+use crate::capability::outbound::Outbound;
+use crate::limits::ServiceLimits;
+use crate::manifest::{Instances, Policy};
+use crate::metrics::ReleaseMetrics;
+use crate::name::{ReleaseId, ServiceName};
+use crate::runtime::admission::Gate;
+use crate::runtime::engine::{Engines, Kind};
+use crate::runtime::state::State;
+use crate::telemetry::{GuestOutput, GuestStream};
+
+/// Everything an instance needs to know of its release.
+pub struct Sandbox {
+    pub service: ServiceName,
+    pub release: ReleaseId,
+    pub limits: ServiceLimits,
+    pub instances: Instances,
+    pub settings: Vec<(String, String)>,
+    pub outbound: Arc<Outbound>,
+    pub metrics: ReleaseMetrics,
+    /// Distinguishes this load of the release from any other in this process.
+    pub(super) serial: u64,
+    /// No new requests come: idle instances are let go.
+    pub(super) retired: AtomicBool,
+    /// The drain took too long: calls still at work are over.
+    pub(super) ended: Arc<AtomicBool>,
+}
+
+/// What a deploy hands over to make a release.
+pub struct SandboxSpec {
+    pub service: ServiceName,
+    pub release: ReleaseId,
+    pub limits: ServiceLimits,
+    pub instances: Instances,
+    pub settings: Vec<(String, String)>,
+    pub outbound: Arc<Outbound>,
+    pub metrics: ReleaseMetrics,
+}
+
+/// A compiled release with its grants, shared by all its instances.
+pub struct Release {
+    pub(super) sandbox: Arc<Sandbox>,
+    pub(super) handler: Handler,
+    gate: Arc<Gate>,
+}
+
+/// The export that answers requests.
+pub(super) enum Handler {
+    P2(ProxyPre<State>),
+    P3(ServicePre<State>),
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum LinkError {
+    #[error(
+        "the component imports `{0}`, which this host does not offer; remove the import, or use a host release that has it"
+    )]
+    UnknownImport(String),
+    #[error("the component does not fit the host's interfaces: {0}")]
+    Mismatch(String),
+    #[error(
+        "the component exports neither `wasi:http/handler@0.3` nor `wasi:http/incoming-handler@0.2`, so it cannot answer requests; \
+         it exports: {0}"
+    )]
+    NoHandler(String),
+    #[error("offer the WASI interfaces: {0:#}")]
+    Linker(wasmtime::Error),
+}
+
+static NEXT_SERIAL: AtomicU64 = AtomicU64::new(1);
+
+impl Release {
+    /// Settles every import of a component against what the host offers (invariant 7).
+    ///
+    /// # Errors
+    /// When an import is not satisfied or no handler is exported.
+    pub fn link(linkers: &Linkers, kind: Kind, component: &Component, spec: SandboxSpec) -> Result<Self, LinkError> {
+        let pre = linkers.get(kind).instantiate_pre(component).map_err(|error| explain(&error))?;
+        let handler = Handler::of(component, pre)?;
+        let limits = &spec.limits;
+        let at_work_max = limits.concurrency.min(spec.instances.max);
+        let gate = Gate::new(at_work_max, limits.queue, limits.queue_timeout.get());
+        let sandbox = Arc::new(Sandbox {
+            service: spec.service,
+            release: spec.release,
+            limits: spec.limits,
+            instances: spec.instances,
+            settings: spec.settings,
+            outbound: spec.outbound,
+            metrics: spec.metrics,
+            serial: NEXT_SERIAL.fetch_add(1, Ordering::Relaxed),
+            retired: AtomicBool::new(false),
+            ended: Arc::new(AtomicBool::new(false)),
+        });
+        Ok(Self { sandbox, handler, gate })
+    }
+
+    pub fn sandbox(&self) -> &Sandbox {
+        &self.sandbox
+    }
+
+    pub fn gate(&self) -> &Arc<Gate> {
+        &self.gate
+    }
+
+    /// Whether instances are kept for further requests.
+    pub(super) fn reuses(&self) -> bool {
+        self.sandbox.instances.policy == Policy::Reuse
+    }
+
+    /// Lets idle instances go; calls at work go on.
+    pub fn retire(&self) {
+        self.sandbox.retired.store(true, Ordering::Release);
+    }
+
+    /// Ends the calls that are still at work.
+    pub fn end(&self) {
+        self.retire();
+        self.sandbox.ended.store(true, Ordering::Release);
+    }
+}
+
+impl Sandbox {
+    pub(super) fn output(&self, stream: GuestStream) -> GuestOutput {
+        GuestOutput::new(self.service.clone(), self.release.clone(), stream, self.limits.log_bytes)
+    }
+
+    pub fn request_timeout(&self) -> Duration {
+        self.limits.request_timeout.get()
+    }
+}
+
+impl Handler {
+    fn of(component: &Component, pre: InstancePre<State>) -> Result<Self, LinkError> {
+        let engine = component.engine();
+        let exports: Vec<String> =
+            component.component_type().exports(engine).map(|(name, _)| name.to_owned()).collect();
+        let has = |prefix: &str| exports.iter().any(|name| name.starts_with(prefix));
+        let mismatch = |error: wasmtime::Error| LinkError::Mismatch(format!("{error:#}"));
+        if has("wasi:http/handler@0.3.") {
+            ServicePre::new(pre).map(Self::P3).map_err(mismatch)
+        } else if has("wasi:http/incoming-handler@0.2.") {
+            ProxyPre::new(pre).map(Self::P2).map_err(mismatch)
+        } else {
+            let listed = if exports.is_empty() { "nothing".to_owned() } else { exports.join(", ") };
+            Err(LinkError::NoHandler(listed))
+        }
+    }
+}
+
+/// What the host offers to components, for each of the two engines; made once.
+pub struct Linkers {
+    plain: Linker<State>,
+    concurrent: Linker<State>,
+}
+
+impl Linkers {
+    /// # Errors
+    /// When two interfaces of the host collide.
+    pub fn new(engines: &Engines) -> Result<Self, LinkError> {
+        let make = |kind| linker(engines, kind).map_err(LinkError::Linker);
+        Ok(Self { plain: make(Kind::Plain)?, concurrent: make(Kind::Concurrent)? })
+    }
+
+    const fn get(&self, kind: Kind) -> &Linker<State> {
+        match kind {
+            Kind::Plain => &self.plain,
+            Kind::Concurrent => &self.concurrent,
+        }
+    }
+}
+
+/// Offers all of WASI; what a service was not granted is empty or refuses at run time, since most
+/// language toolchains import far more than they use.
+fn linker(engines: &Engines, kind: Kind) -> wasmtime::Result<Linker<State>> {
+    let mut linker = Linker::new(engines.get(kind));
+    wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
+    wasmtime_wasi_http::p2::add_only_http_to_linker_async(&mut linker)?;
+    if kind == Kind::Concurrent {
+        wasmtime_wasi::p3::add_to_linker(&mut linker)?;
+        wasmtime_wasi_http::p3::add_to_linker(&mut linker)?;
+    }
+    Ok(linker)
+}
+
+fn explain(error: &wasmtime::Error) -> LinkError {
+    let text = format!("{error:#}");
+    let import = text.split_once("component imports ").and_then(|(_, rest)| rest.split('`').nth(1));
+    match import {
+        Some(import) if text.contains("was not found in the linker") && !text.contains("type mismatch") => {
+            LinkError::UnknownImport(import.to_owned())
+        }
+        _ => LinkError::Mismatch(text),
+    }
+}

@@ -1,0 +1,187 @@
+//! What one instance carries: its WASI context, its handles, its limits and its outbound HTTP.
+
+use std::pin::Pin;
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use tokio::io::AsyncWrite;
+use wasmtime::component::ResourceTable;
+use wasmtime_wasi::cli::{IsTerminal, StdoutStream};
+use wasmtime_wasi::p2::{OutputStream, Pollable, StreamError};
+use wasmtime_wasi::{WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
+use wasmtime_wasi_http::{RequestOptions, WasiBody, WasiHttpCtx, WasiHttpCtxView, WasiHttpHooks, WasiHttpView};
+
+use crate::capability::outbound::Outbound;
+use crate::limits::RANDOM_BYTES_MAX;
+use crate::runtime::deadline::Deadline;
+use crate::runtime::limiter::Limiter;
+use crate::runtime::release::Sandbox;
+use crate::telemetry::{GuestOutput, GuestStream};
+
+/// The data of a store.
+pub struct State {
+    wasi: WasiCtx,
+    http: WasiHttpCtx,
+    table: ResourceTable,
+    hooks: Hooks,
+    pub(super) limiter: Limiter,
+    /// When the call at work is over.
+    pub(super) deadline: Deadline,
+    /// Epoch ticks that the call at work has computed through.
+    pub(super) ticks: u32,
+}
+
+/// Bytes of one chunk that a guest hands to the host at a time.
+const BODY_CHUNK_BYTES: usize = 64 << 10;
+
+/// Chunks of a 0.2 body that wait for the client.
+const BODY_CHUNKS: usize = 2;
+
+impl State {
+    pub fn new(sandbox: &Sandbox) -> Self {
+        let output = |stream| GuestPipe::new(sandbox.output(stream));
+        let mut wasi = WasiCtxBuilder::new();
+        wasi.envs(&sandbox.settings)
+            .arg(sandbox.service.as_str())
+            .stdout(output(GuestStream::Stdout))
+            .stderr(output(GuestStream::Stderr))
+            .allow_tcp(false)
+            .allow_udp(false)
+            .allow_ip_name_lookup(false)
+            .max_random_size(RANDOM_BYTES_MAX);
+        let mut table = ResourceTable::new();
+        table.set_max_capacity(usize::try_from(sandbox.limits.table_entries).unwrap_or(usize::MAX));
+        let mut http = WasiHttpCtx::new();
+        http.set_field_size_limit(sandbox.limits.header_bytes.as_usize());
+        Self {
+            wasi: wasi.build(),
+            http,
+            table,
+            hooks: Hooks { outbound: Arc::clone(&sandbox.outbound) },
+            limiter: Limiter::new(sandbox.limits.memory.as_usize()),
+            deadline: Deadline::new(Arc::clone(&sandbox.ended)),
+            ticks: 0,
+        }
+    }
+}
+
+impl WasiView for State {
+    fn ctx(&mut self) -> WasiCtxView<'_> {
+        WasiCtxView { ctx: &mut self.wasi, table: &mut self.table }
+    }
+}
+
+impl WasiHttpView for State {
+    fn http(&mut self) -> WasiHttpCtxView<'_> {
+        WasiHttpCtxView { hooks: &mut self.hooks, table: &mut self.table, ctx: &mut self.http }
+    }
+}
+
+/// What `wasi:http` asks its host.
+struct Hooks {
+    outbound: Arc<Outbound>,
+}
+
+type Transmission = Box<dyn Future<Output = Result<(), wasmtime_wasi_http::Error>> + Send>;
+
+impl WasiHttpHooks for Hooks {
+    fn is_forbidden_header(&mut self, name: &http::HeaderName) -> bool {
+        wasmtime_wasi_http::DEFAULT_FORBIDDEN_HEADERS.contains(name)
+    }
+
+    fn send_request(
+        &mut self,
+        request: http::Request<WasiBody>,
+        options: Option<RequestOptions>,
+        transmitted: Transmission,
+    ) -> Box<dyn Future<Output = Result<(http::Response<WasiBody>, Transmission), wasmtime_wasi_http::Error>> + Send> {
+        // The body's own end tells the guest that it was sent.
+        drop(transmitted);
+        let outbound = Arc::clone(&self.outbound);
+        Box::new(async move {
+            let response = outbound.send(request, options).await?;
+            let done: Transmission = Box::new(async { Ok(()) });
+            Ok((response, done))
+        })
+    }
+
+    fn p2_outgoing_body_buffer_chunks(&mut self) -> usize {
+        BODY_CHUNKS
+    }
+
+    fn p2_outgoing_body_chunk_size(&mut self) -> usize {
+        BODY_CHUNK_BYTES
+    }
+
+    fn p3_outgoing_body_chunk_size(&mut self) -> usize {
+        BODY_CHUNK_BYTES
+    }
+}
+
+/// A guest's standard output or error. Writing never waits: what exceeds the budget is dropped.
+#[derive(Clone)]
+struct GuestPipe(Arc<Mutex<GuestOutput>>);
+
+impl GuestPipe {
+    fn new(output: GuestOutput) -> Self {
+        Self(Arc::new(Mutex::new(output)))
+    }
+
+    fn push(&self, bytes: &[u8]) {
+        if let Ok(mut output) = self.0.lock() {
+            output.write(bytes);
+        }
+    }
+}
+
+impl IsTerminal for GuestPipe {
+    fn is_terminal(&self) -> bool {
+        false
+    }
+}
+
+impl StdoutStream for GuestPipe {
+    fn async_stream(&self) -> Box<dyn AsyncWrite + Send + Sync> {
+        Box::new(self.clone())
+    }
+
+    fn p2_stream(&self) -> Box<dyn OutputStream> {
+        Box::new(self.clone())
+    }
+}
+
+impl AsyncWrite for GuestPipe {
+    fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, bytes: &[u8]) -> Poll<std::io::Result<usize>> {
+        self.push(bytes);
+        Poll::Ready(Ok(bytes.len()))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}
+
+#[wasmtime_wasi::async_trait]
+impl Pollable for GuestPipe {
+    async fn ready(&mut self) {}
+}
+
+impl OutputStream for GuestPipe {
+    fn write(&mut self, bytes: Bytes) -> Result<(), StreamError> {
+        self.push(&bytes);
+        Ok(())
+    }
+
+    fn flush(&mut self) -> Result<(), StreamError> {
+        Ok(())
+    }
+
+    fn check_write(&mut self) -> Result<usize, StreamError> {
+        Ok(BODY_CHUNK_BYTES)
+    }
+}
