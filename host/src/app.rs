@@ -1,13 +1,15 @@
 //! The composition root: who is made from what, in which order things start and in which they end.
 
 use std::fs::{self, File, TryLockError};
-use std::io::Write as _;
+use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::catalog::Catalog;
@@ -47,7 +49,7 @@ pub fn run(config: Config, dev: Option<DevOptions>) -> anyhow::Result<()> {
         .build()
         .context("start the control threads")?;
     let ended = runtime.block_on(serve(config, dev, &telemetry, &data));
-    runtime.shutdown_timeout(std::time::Duration::from_secs(1));
+    runtime.shutdown_timeout(Duration::from_secs(1));
     telemetry.close();
     drop(data);
     ended
@@ -113,19 +115,29 @@ async fn serve(config: Config, dev: Option<DevOptions>, telemetry: &telemetry::T
     readiness.draining();
     tracing::info!("stopping: requests in flight have until the shutdown timeout");
     stop.cancel();
+    drain(accepting, workers, config.limits.shutdown_timeout.get(), admin).await;
+    journal.close().await;
+    tracing::info!("stopped");
+    asked
+}
+
+/// Waits for what has been told to stop.
+async fn drain(
+    accepting: JoinHandle<io::Result<()>>,
+    workers: Arc<Workers>,
+    limit: Duration,
+    admin: JoinHandle<io::Result<()>>,
+) {
     if let Ok(Err(error)) = accepting.await {
         tracing::error!(%error, "the accept loop failed");
     }
     if let Some(workers) = Arc::into_inner(workers) {
-        workers.shut_down(config.limits.shutdown_timeout.get()).await;
+        workers.shut_down(limit).await;
     }
     // The admin API ends with `stop`; what it answers last is not waited for beyond its own limit.
     if let Ok(Err(error)) = admin.await {
         tracing::error!(%error, "the admin API failed");
     }
-    journal.close().await;
-    tracing::info!("stopped");
-    asked
 }
 
 /// Tells whoever started the host where it listens; the ports may have been chosen by the system.
@@ -135,7 +147,7 @@ fn announce(http: std::net::SocketAddr, admin: &str) -> anyhow::Result<()> {
 }
 
 /// Waits for a signal, or for the watcher of `stoa dev` to give up.
-async fn wait_for_end(dev: Option<tokio::task::JoinHandle<Result<(), watch::WatchError>>>) -> anyhow::Result<()> {
+async fn wait_for_end(dev: Option<JoinHandle<Result<(), watch::WatchError>>>) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
     let watching = async {

@@ -127,11 +127,12 @@ impl Deployer {
     }
 
     async fn rollback_target(&self, service: &ServiceName, to: Option<&str>) -> Result<ReleaseId, DeployError> {
+        let kept = self.parts.journal.releases(service, self.parts.limits.releases_kept).await.map_err(DeployError::Journal)?;
         let Some(prefix) = to else {
             let previous = self.parts.journal.previous(service).await.map_err(DeployError::Journal)?;
+            let previous = previous.filter(|release| kept.contains(release));
             return previous.ok_or_else(|| DeployError::NothingToRollBackTo(service.clone()));
         };
-        let kept = self.parts.journal.releases(service, self.parts.limits.releases_kept).await.map_err(DeployError::Journal)?;
         let mut fitting = kept.iter().filter(|release| release.as_str().starts_with(prefix));
         match (fitting.next(), fitting.next()) {
             (Some(release), None) => Ok(release.clone()),

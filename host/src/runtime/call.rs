@@ -23,6 +23,7 @@ use crate::metrics::Failure;
 use crate::runtime::deadline::Watch;
 use crate::runtime::instance::{Exports, Instance, take_idle};
 use crate::runtime::release::{Release, Sandbox};
+use crate::runtime::state::ResponseEnd;
 
 /// Why a call did not end well. `Display` never contains the guest's own words.
 #[derive(Debug, thiserror::Error)]
@@ -93,6 +94,7 @@ pub async fn call(release: &Release, request: Request<WasiBody>, held: Held) -> 
     instance.begin(now + release.sandbox.request_timeout());
     let (head_sender, mut head) = oneshot::channel();
     let mut work = Work {
+        response_end: instance.store.data().response_end.clone(),
         watch: Watch::new(instance.store.data().deadline.clone()),
         deadline: instance.store.data().deadline.clone(),
         guest: Some(Box::pin(run(instance, request, head_sender, release.reuses()))),
@@ -103,8 +105,9 @@ pub async fn call(release: &Release, request: Request<WasiBody>, held: Held) -> 
     let answered = std::future::poll_fn(|cx| {
         let ended = work.poll(cx);
         match (head.try_recv(), ended) {
+            // Nothing was sent yet, so the client can still be told.
+            (_, Poll::Ready(Err(error))) => Poll::Ready(Err(error)),
             (Ok(head), _) => Poll::Ready(head),
-            (Err(_), Poll::Ready(Err(error))) => Poll::Ready(Err(error)),
             (Err(_), Poll::Ready(Ok(()))) => Poll::Ready(Err(CallError::NoAnswer)),
             (Err(_), Poll::Pending) => Poll::Pending,
         }
@@ -191,6 +194,7 @@ async fn run_p3(
     request: Request<WasiBody>,
     head: oneshot::Sender<Head>,
 ) -> wasmtime::Result<()> {
+    let has_body = !request.body().is_end_stream();
     store
         .run_concurrent(async |accessor| {
             let request = accessor.with(|mut store| {
@@ -207,17 +211,29 @@ async fn run_p3(
                 }),
                 Err(code) => wasmtime::error::Ok(Err(CallError::Answer(Cause(format!("{code:?}"))))),
             }?;
+            let is_good = answer.is_ok();
             // Nobody waits any more when the client has left.
             let _ = head.send(answer);
             std::future::poll_fn(|cx| accessor.poll_no_interesting_tasks(cx)).await;
+            // The guest is done, but a body that came in and that it has handed on still moves through its store.
+            let (may_have_handed_on, response_end) = accessor.with(|mut store| {
+                let state = store.data_mut();
+                (is_good && (has_body || state.has_fetched()), state.response_end.clone())
+            });
+            if may_have_handed_on {
+                std::future::poll_fn(|cx| response_end.poll(cx)).await;
+            }
             Ok(())
         })
         .await?
 }
 
+type Guest = Pin<Box<dyn Future<Output = Result<(), CallError>> + Send>>;
+
 /// The guest's side of a call, and what it holds.
 struct Work {
-    guest: Option<Pin<Box<dyn Future<Output = Result<(), CallError>> + Send>>>,
+    response_end: ResponseEnd,
+    guest: Option<Guest>,
     watch: Watch,
     deadline: crate::runtime::deadline::Deadline,
     over_at: Instant,
@@ -247,10 +263,29 @@ impl Work {
         }
     }
 
+    /// The response has ended. A guest that only waited for that is done at once.
+    fn finish(mut self, cx: &mut Context<'_>) {
+        // A guest that is done has left its instance, which may serve another call by now.
+        if self.guest.is_none() {
+            return;
+        }
+        if !self.response_end.tell() {
+            return self.finish_alone(None);
+        }
+        match self.poll(cx) {
+            Poll::Ready(Ok(())) => {}
+            Poll::Ready(Err(error)) => report_late(&self.sandbox, &error),
+            Poll::Pending => self.finish_alone(None),
+        }
+    }
+
     /// Goes on without the response, until the guest is done or out of time.
     fn finish_alone(mut self, mut rest: Option<WasiBody>) {
         if self.guest.is_none() {
             return;
+        }
+        if rest.is_none() {
+            self.response_end.tell();
         }
         let sandbox = Arc::clone(&self.sandbox);
         let task = async move {
@@ -259,7 +294,10 @@ impl Work {
                 while let Some(body) = &mut rest {
                     match Pin::new(body).poll_frame(cx) {
                         Poll::Ready(Some(Ok(_))) => {}
-                        Poll::Ready(_) => rest = None,
+                        Poll::Ready(_) => {
+                            rest = None;
+                            self.response_end.tell();
+                        }
                         Poll::Pending => break,
                     }
                 }
@@ -389,7 +427,7 @@ impl http_body::Body for Body {
             None => {
                 self.body = None;
                 if let Some(work) = self.work.take() {
-                    work.finish_alone(None);
+                    work.finish(cx);
                 }
             }
         }

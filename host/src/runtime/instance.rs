@@ -74,9 +74,7 @@ impl Instance {
     /// Readies the instance for its next call.
     pub(super) fn begin(&mut self, over_at: Instant) {
         self.store.set_epoch_deadline(1);
-        let state = self.store.data_mut();
-        state.ticks = 0;
-        state.deadline.set(over_at);
+        self.store.data_mut().begin(over_at);
     }
 
     /// Puts an instance that ended its call well back, if its release wants it again.

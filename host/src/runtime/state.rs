@@ -1,10 +1,13 @@
 //! What one instance carries: its WASI context, its handles, its limits and its outbound HTTP.
 
 use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
+use std::time::Instant;
 
 use bytes::Bytes;
+use futures_util::task::AtomicWaker;
 use tokio::io::AsyncWrite;
 use wasmtime::component::ResourceTable;
 use wasmtime_wasi::cli::{IsTerminal, StdoutStream};
@@ -30,6 +33,30 @@ pub struct State {
     pub(super) deadline: Deadline,
     /// Epoch ticks that the call at work has computed through.
     pub(super) ticks: u32,
+    /// When nobody waits for the response of the call at work any more.
+    pub(super) response_end: ResponseEnd,
+}
+
+/// Says from outside of a store that the response of its call has ended.
+#[derive(Clone, Default)]
+pub(super) struct ResponseEnd(Arc<(AtomicBool, AtomicWaker)>);
+
+impl ResponseEnd {
+    /// Begins a new call.
+    pub fn reset(&self) {
+        self.0.0.store(false, Ordering::Relaxed);
+    }
+
+    /// Tells it; answers whether somebody waits for it.
+    pub fn tell(&self) -> bool {
+        self.0.0.store(true, Ordering::Release);
+        self.0.1.take().map(Waker::wake).is_some()
+    }
+
+    pub fn poll(&self, cx: &mut Context<'_>) -> Poll<()> {
+        self.0.1.register(cx.waker());
+        if self.0.0.load(Ordering::Acquire) { Poll::Ready(()) } else { Poll::Pending }
+    }
 }
 
 /// Bytes of one chunk that a guest hands to the host at a time.
@@ -58,11 +85,25 @@ impl State {
             wasi: wasi.build(),
             http,
             table,
-            hooks: Hooks { outbound: Arc::clone(&sandbox.outbound) },
+            hooks: Hooks { outbound: Arc::clone(&sandbox.outbound), has_fetched: false },
             limiter: Limiter::new(sandbox.limits.memory.as_usize()),
             deadline: Deadline::new(Arc::clone(&sandbox.ended)),
             ticks: 0,
+            response_end: ResponseEnd::default(),
         }
+    }
+
+    /// Readies the state for its next call.
+    pub(super) fn begin(&mut self, over_at: Instant) {
+        self.ticks = 0;
+        self.deadline.set(over_at);
+        self.response_end.reset();
+        self.hooks.has_fetched = false;
+    }
+
+    /// Whether the call at work has got a body from outside, which it may have handed on.
+    pub(super) fn has_fetched(&self) -> bool {
+        self.hooks.has_fetched
     }
 }
 
@@ -81,6 +122,8 @@ impl WasiHttpView for State {
 /// What `wasi:http` asks its host.
 struct Hooks {
     outbound: Arc<Outbound>,
+    /// The call at work has sent an outbound request.
+    has_fetched: bool,
 }
 
 type Transmission = Box<dyn Future<Output = Result<(), wasmtime_wasi_http::Error>> + Send>;
@@ -96,6 +139,7 @@ impl WasiHttpHooks for Hooks {
         options: Option<RequestOptions>,
         transmitted: Transmission,
     ) -> Box<dyn Future<Output = Result<(http::Response<WasiBody>, Transmission), wasmtime_wasi_http::Error>> + Send> {
+        self.has_fetched = true;
         // The body's own end tells the guest that it was sent.
         drop(transmitted);
         let outbound = Arc::clone(&self.outbound);

@@ -5,8 +5,15 @@ use ::http::{Method, Version};
 use crate::support::{Bundle, Connection, Host, Raw, Setup, channel, empty, full, request};
 
 /// Headers that concern one connection only.
-const HOP_BY_HOP: [&str; 7] =
-    ["connection", "keep-alive", "te", "transfer-encoding", "upgrade", "proxy-connection", "proxy-authorization"];
+const HOP_BY_HOP: [&str; 7] = [
+    "connection",
+    "keep-alive",
+    "te",
+    "transfer-encoding",
+    "upgrade",
+    "proxy-connection",
+    "proxy-authorization",
+];
 
 async fn echo_host() -> Host {
     Host::start(&[Bundle::of("echo")]).await
@@ -98,7 +105,8 @@ async fn a_failed_guest_is_a_problem_without_its_inner_words_and_the_log_has_the
 async fn a_request_id_goes_to_guest_and_client_and_a_dangerous_one_is_replaced() {
     let host = echo_host().await;
     let ask = async |id: &str| {
-        let request = request("GET", "echo", "/").header("x-request-id", id).body(empty()).expect("a request");
+        let request =
+            request("GET", "echo", "/").header("x-request-id", id).body(empty()).expect("a request");
         let answer = host.send(request).await;
         let told = answer.header("x-request-id").expect("an id").to_owned();
         assert_eq!(answer.header("x-echo-header-x-request-id"), Some(told.as_str()));
@@ -124,14 +132,20 @@ async fn a_trace_is_continued_and_a_bad_one_starts_anew() {
     let given = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
     let continued = ask(Some(given)).await;
     let parent = continued.header("x-echo-header-traceparent").expect("a trace");
-    assert!(parent.starts_with("00-0af7651916cd43dd8448eb211c80319c-") && parent.ends_with("-01"), "{parent}");
+    assert!(
+        parent.starts_with("00-0af7651916cd43dd8448eb211c80319c-") && parent.ends_with("-01"),
+        "{parent}"
+    );
     assert_ne!(parent, given, "the guest's parent is the host, not the client");
     assert_eq!(continued.header("x-echo-header-tracestate"), Some("a=b"));
     for bad in [None, Some("nonsense"), Some("00-00000000000000000000000000000000-b7ad6b7169203331-01")] {
         let answer = ask(bad).await;
         let parent = answer.header("x-echo-header-traceparent").expect("a trace");
         assert_eq!(parent.len(), 55, "{parent}");
-        assert!(!parent.contains("b7ad6b7169203331") && !answer.has_header("x-echo-header-tracestate"), "{answer:?}");
+        assert!(
+            !parent.contains("b7ad6b7169203331") && !answer.has_header("x-echo-header-tracestate"),
+            "{answer:?}"
+        );
     }
 }
 
@@ -160,7 +174,8 @@ async fn a_stranger_cannot_say_where_a_request_came_from() {
 
 #[tokio::test]
 async fn a_trusted_proxy_says_where_a_request_came_from() {
-    let host = Setup::default().config("trusted_proxies = [\"127.0.0.0/8\"]").start(&[Bundle::of("echo")]).await;
+    let host =
+        Setup::default().config("trusted_proxies = [\"127.0.0.0/8\"]").start(&[Bundle::of("echo")]).await;
     let seen = forwarded(&host).await;
     assert_eq!(seen.header("x-echo-header-x-forwarded-for"), Some("203.0.113.9, 127.0.0.1"));
     assert_eq!(seen.header("x-echo-header-x-forwarded-proto"), Some("https"));
@@ -188,7 +203,8 @@ async fn headers_of_one_connection_do_not_reach_the_guest() {
 async fn the_guest_sees_the_authority_scheme_path_and_method_that_the_client_sent() {
     let host = echo_host().await;
     for (name, mut connection) in [("h1", host.connect().await), ("h2", host.connect_http2().await)] {
-        let request = request("PATCH", "echo.test:81", "/a%20b/../c?x=%26&y").body(empty()).expect("a request");
+        let request =
+            request("PATCH", "echo.test:81", "/a%20b/../c?x=%26&y").body(empty()).expect("a request");
         let seen = connection.send(request).await;
         assert_eq!(seen.header("x-echo-method"), Some("PATCH"), "{name}");
         assert_eq!(seen.header("x-echo-authority"), Some("echo.test:81"), "{name}");
@@ -254,19 +270,21 @@ async fn an_http_1_0_client_is_served_as_localhost() {
 #[tokio::test]
 async fn connect_is_not_served() {
     let host = echo_host().await;
-    let text = raw_echo(&host, "CONNECT echo.test:443 HTTP/1.1\nhost: echo.test:443\nconnection: close\n\n").await;
+    let text =
+        raw_echo(&host, "CONNECT echo.test:443 HTTP/1.1\nhost: echo.test:443\nconnection: close\n\n").await;
     assert!(text.starts_with("HTTP/1.1 400"), "{text}");
 }
 
 #[tokio::test]
-async fn a_client_that_expects_continue_is_told_to() {
+async fn a_client_that_waits_for_leave_to_send_its_body_gets_it_or_the_answer() {
     let host = echo_host().await;
     let head = "POST / HTTP/1.1\r\nhost: echo.test\r\ncontent-length: 3\r\nexpect: 100-continue\r\nconnection: close\r\n\r\n";
     let mut raw = Raw::send(host.http(), head).await;
-    raw.read_until("100 Continue").await;
+    // This guest answers before it reads, so its status may come instead of `100 Continue`.
+    raw.read_until("HTTP/1.1 ").await;
     raw.write("abc").await;
     let text = raw.text_to_end().await;
-    assert!(text.contains("HTTP/1.1 200") && text.contains("abc"), "{text}");
+    assert!(text.contains("HTTP/1.1 200") && text.contains("\r\nabc\r\n"), "{text}");
 }
 
 #[tokio::test]
@@ -282,7 +300,9 @@ async fn guests_of_both_wasi_releases_answer_the_same() {
         for method in [Method::GET, Method::HEAD, Method::POST] {
             let ask = async |service: &str, mut connection: Connection| {
                 let body = if method == Method::POST { full("some text") } else { empty() };
-                let answer = connection.send(request(method.as_str(), service, "/x").body(body).expect("a request")).await;
+                let answer = connection
+                    .send(request(method.as_str(), service, "/x").body(body).expect("a request"))
+                    .await;
                 (answer.status, answer.body.clone(), answer.has_header("x-request-id"))
             };
             let expected = ask(new, host.connect().await).await;
@@ -302,7 +322,9 @@ async fn many_requests_of_one_http2_connection_are_at_work_together() {
         let (writer, body) = channel(1);
         let request = request("POST", "echo", &format!("/{number}")).body(body).expect("a request");
         // The head of the answer comes while the request's body is still open.
-        let response = crate::support::within("a response", sender.clone().send_request(request)).await.expect("a response");
+        let response = crate::support::within("a response", sender.clone().send_request(request))
+            .await
+            .expect("a response");
         open.push((number, writer, response));
     }
     host.metric_is("stoa_requests_in_flight", &[("service", "echo")], 16.0).await;

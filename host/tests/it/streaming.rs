@@ -7,7 +7,7 @@ use bytes::Bytes;
 use http_body_util::BodyExt as _;
 use hyper::body::Frame;
 
-use crate::support::{Answer, Bundle, Connection, Host, channel, empty, request, within};
+use crate::support::{Answer, Bundle, Connection, Host, Raw, channel, empty, request, within};
 
 const MIB: usize = 1 << 20;
 const CHUNK: usize = 64 << 10;
@@ -28,7 +28,8 @@ async fn echo_through(mut connection: Connection, service: &str, path: &str, mib
             writer.send(Frame::data(chunk.into())).await.expect("the host reads on");
         }
     });
-    let mut answer = connection.open(request("POST", service, path).body(body).expect("a request")).await.into_body();
+    let mut answer =
+        connection.open(request("POST", service, path).body(body).expect("a request")).await.into_body();
     let mut received = 0;
     while let Some(frame) = within("a piece of the echo", answer.frame()).await {
         let data = frame.expect("a piece").into_data().expect("data");
@@ -44,14 +45,28 @@ async fn echo_through(mut connection: Connection, service: &str, path: &str, mib
 #[tokio::test]
 async fn a_large_body_flows_through_a_guest_with_flat_memory() {
     let host = Host::start(&[large("echo"), large("p2_echo")]).await;
-    for (service, path) in [("echo", "/"), ("echo", "/?direct"), ("p2-echo", "/")] {
-        echo_through(host.connect().await, service, path, 1).await;
+    for service in ["echo", "p2-echo"] {
+        echo_through(host.connect().await, service, "/", 1).await;
         host.forget_peak();
         let (before, _) = host.memory_bytes();
-        echo_through(host.connect().await, service, path, 64).await;
+        echo_through(host.connect().await, service, "/", 64).await;
         let (_, peak) = host.memory_bytes();
-        assert!(peak < before + MEMORY_GROWTH_MAX, "{service}{path}: {} MiB before, {} at most", before >> 20, peak >> 20);
+        assert!(
+            peak < before + MEMORY_GROWTH_MAX,
+            "{service}: {} MiB before, {} at most",
+            before >> 20,
+            peak >> 20
+        );
     }
+}
+
+#[tokio::test]
+async fn a_body_that_the_guest_hands_over_flows_on_without_the_guest() {
+    let host = Host::start(&[large("echo")]).await;
+    for connection in [host.connect().await, host.connect_http2().await] {
+        echo_through(connection, "echo", "/?direct", 8).await;
+    }
+    host.is_idle("echo").await;
 }
 
 #[tokio::test]
@@ -76,7 +91,10 @@ async fn a_client_that_does_not_read_holds_back_what_it_sends() {
         let response = connection.open(request).await;
         let mut sent = CHUNK;
         // Full buffers everywhere: then nothing is taken any more.
-        while let Ok(taken) = tokio::time::timeout(Duration::from_secs(1), writer.send(Frame::data(vec![7; CHUNK].into()))).await {
+        while let Ok(taken) =
+            tokio::time::timeout(Duration::from_secs(1), writer.send(Frame::data(vec![7; CHUNK].into())))
+                .await
+        {
             taken.expect("the host reads on");
             sent += CHUNK;
             assert!(sent < 48 * MIB, "{service}: the host takes without end what nobody reads");
@@ -120,7 +138,8 @@ async fn trailers_pass_in_both_directions() {
         let answer = connection.send(request("POST", "echo", path).body(body).expect("a request")).await;
         assert_eq!((answer.text().as_str(), answer.trailers), ("text", Some(trailers)), "{path}");
     }
-    let without = host.connect_http2().await.send(request("POST", "echo", "/").body(empty()).expect("a request")).await;
+    let without =
+        host.connect_http2().await.send(request("POST", "echo", "/").body(empty()).expect("a request")).await;
     assert_eq!(without.trailers, None);
 }
 
@@ -129,7 +148,8 @@ async fn pieces_arrive_when_they_are_written_and_not_at_the_end() {
     let host = Host::start(&[Bundle::of("slow_stream"), Bundle::of("p2_slow_stream")]).await;
     for service in ["slow-stream", "p2-slow-stream"] {
         for mut connection in [host.connect().await, host.connect_http2().await] {
-            let request = request("GET", service, "/?chunks=3&ms=400&size=5").body(empty()).expect("a request");
+            let request =
+                request("GET", service, "/?chunks=3&ms=400&size=5").body(empty()).expect("a request");
             let mut body = connection.open(request).await.into_body();
             let mut arrived = Vec::new();
             while let Some(frame) = within("a piece", body.frame()).await {
@@ -147,15 +167,26 @@ async fn pieces_arrive_when_they_are_written_and_not_at_the_end() {
 #[tokio::test]
 async fn a_guest_that_answers_without_reading_the_body_is_heard() {
     let host = Host::start(&[large("abort_upload")]).await;
+    let mut raw = Raw::send(
+        host.http(),
+        "POST / HTTP/1.1\r\nhost: abort-upload.test\r\ncontent-length: 67108864\r\n\r\n",
+    )
+    .await;
+    raw.read_until("too large").await;
+    // What the client sends on is not read: the connection ends instead.
+    let sending = async { while raw.try_write(vec![1; CHUNK]).await.is_ok() {} };
+    within("the upload's end", sending).await;
+
     let (writer, body) = channel(1);
-    let sending = tokio::spawn(async move {
-        // Ends when the connection is closed.
-        while writer.send(Frame::data(vec![1; CHUNK].into())).await.is_ok() {}
-    });
-    let response = host.connect().await.open(request("POST", "abort-upload", "/").body(body).expect("a request")).await;
-    assert_eq!(response.status(), 413);
-    drop(response);
+    let sending =
+        tokio::spawn(async move { while writer.send(Frame::data(vec![1; CHUNK].into())).await.is_ok() {} });
+    let mut connection = host.connect_http2().await;
+    let answer = connection.send(request("POST", "abort-upload", "/").body(body).expect("a request")).await;
+    assert_eq!((answer.status, answer.text().as_str()), (413, "too large\n"));
     within("the upload's end", sending).await.expect("no panic");
+    // The connection is as good as before.
+    let again = connection.send(request("POST", "abort-upload", "/").body(empty()).expect("a request")).await;
+    assert_eq!(again.status, 413);
     host.is_idle("abort-upload").await;
 }
 

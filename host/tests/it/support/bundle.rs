@@ -32,7 +32,13 @@ impl Bundle {
     }
 
     pub fn new(name: &str, component: Vec<u8>) -> Self {
-        Self { name: name.to_owned(), component, routes: String::new(), tables: String::new(), manifest: None }
+        Self {
+            name: name.to_owned(),
+            component,
+            routes: String::new(),
+            tables: String::new(),
+            manifest: None,
+        }
     }
 
     pub fn named(mut self, name: &str) -> Self {

@@ -30,10 +30,11 @@ pub fn full(content: impl Into<Bytes>) -> Body {
 /// A body that is written while it is sent. It holds `pieces` at most; dropping the sender ends it.
 pub fn channel(pieces: usize) -> (mpsc::Sender<Frame<Bytes>>, Body) {
     let (sender, receiver) = mpsc::channel(pieces);
-    let frames = futures_util::stream::unfold(receiver, |mut receiver: mpsc::Receiver<Frame<Bytes>>| async move {
-        let frame = receiver.recv().await?;
-        Some((Ok(frame), receiver))
-    });
+    let frames =
+        futures_util::stream::unfold(receiver, |mut receiver: mpsc::Receiver<Frame<Bytes>>| async move {
+            let frame = receiver.recv().await?;
+            Some((Ok(frame), receiver))
+        });
     (sender, StreamBody::new(frames.boxed()).boxed_unsync())
 }
 
@@ -60,7 +61,13 @@ impl Answer {
         let collected = within("a response body", body.collect()).await?;
         let trailers = collected.trailers().cloned();
         let body = collected.to_bytes();
-        Ok(Self { status: parts.status.as_u16(), version: parts.version, headers: parts.headers, body, trailers })
+        Ok(Self {
+            status: parts.status.as_u16(),
+            version: parts.version,
+            headers: parts.headers,
+            body,
+            trailers,
+        })
     }
 
     pub fn text(&self) -> String {

@@ -40,6 +40,11 @@ impl Setup {
         self
     }
 
+    pub fn without_env(mut self) -> Self {
+        self.environment.clear();
+        self
+    }
+
     pub fn admin(mut self, address: &str) -> Self {
         self.admin = address.to_owned();
         self
@@ -57,7 +62,8 @@ impl Setup {
             bundle.write(&services);
         }
         std::fs::write(self.home.path().join("stoa.toml"), &self.config).expect("write the configuration");
-        let arguments = ["serve", "--services"].map(str::to_owned).into_iter().chain([services.display().to_string()]);
+        let arguments =
+            ["serve", "--services"].map(str::to_owned).into_iter().chain([services.display().to_string()]);
         let process = self.launch(arguments);
         Host { setup: self, process }.ready().await
     }
@@ -184,7 +190,8 @@ impl Host {
     pub async fn ask_admin(&self, request: Request<Body>) -> Result<Answer, hyper::Error> {
         let mut connection = match self.process.admin.strip_prefix("unix:") {
             Some(path) => {
-                let stream = within("a connection", UnixStream::connect(path)).await.expect("connect to the socket");
+                let stream =
+                    within("a connection", UnixStream::connect(path)).await.expect("connect to the socket");
                 Connection::http1_over(stream).await
             }
             None => Connection::http1(self.process.admin.parse().expect("an address")).await,
@@ -291,7 +298,8 @@ impl Host {
 
     /// Resident memory: now, and the most since [`Host::forget_peak`].
     pub fn memory_bytes(&self) -> (u64, u64) {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("read the process's status");
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid()))
+            .expect("read the process's status");
         let bytes = |key: &str| -> u64 {
             let line = status.lines().find(|line| line.starts_with(key)).expect("a row of the status");
             line.split_whitespace().nth(1).and_then(|kib| kib.parse::<u64>().ok()).expect("a number") << 10

@@ -18,7 +18,7 @@ pub fn stoa() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_stoa"));
     for (name, _) in std::env::vars_os() {
         let name = name.to_string_lossy().into_owned();
-        if name.starts_with("STOA_") || name == "RUST_LOG" {
+        if name.starts_with("STOA_") || name.starts_with("RUST_") {
             command.env_remove(name);
         }
     }
@@ -72,7 +72,8 @@ fn addresses(announced: &mpsc::Receiver<String>) -> (SocketAddr, String) {
         let left = deadline.saturating_duration_since(Instant::now());
         let line = announced.recv_timeout(left).expect("the host did not say where it listens");
         let Some(rest) = line.strip_prefix("listening ") else { continue };
-        let value = |key: &str| rest.split_whitespace().find_map(|word| word.strip_prefix(key)).map(str::to_owned);
+        let value =
+            |key: &str| rest.split_whitespace().find_map(|word| word.strip_prefix(key)).map(str::to_owned);
         let http = value("http=").and_then(|address| address.parse().ok()).expect("an address for http");
         return (http, value("admin=").expect("an address for admin"));
     }
