@@ -24,7 +24,7 @@ test *ARGS:
 lint:
     @scripts/lint.sh
 
-# Run one benchmark, for example `just bench hello`
+# Run one benchmark, for example `just bench http`
 bench NAME *ARGS: build
     cargo run --release -p stoa-bench -- {{ NAME }} {{ ARGS }}
 

@@ -55,7 +55,12 @@ pub fn run(config: Config, dev: Option<DevOptions>) -> anyhow::Result<()> {
     ended
 }
 
-async fn serve(config: Config, dev: Option<DevOptions>, telemetry: &telemetry::Telemetry, data: &DataDir) -> anyhow::Result<()> {
+async fn serve(
+    config: Config,
+    dev: Option<DevOptions>,
+    telemetry: &telemetry::Telemetry,
+    data: &DataDir,
+) -> anyhow::Result<()> {
     let listener = http::bind(config.http)?;
     let http_address = listener.local_addr().context("read the bound address")?;
     let admin_listener = admin::bind(&config.admin).await?;
@@ -143,7 +148,9 @@ async fn drain(
 /// Tells whoever started the host where it listens; the ports may have been chosen by the system.
 fn announce(http: std::net::SocketAddr, admin: &str) -> anyhow::Result<()> {
     let mut out = std::io::stdout().lock();
-    writeln!(out, "listening http={http} admin={admin}").and_then(|()| out.flush()).context("write to standard output")
+    writeln!(out, "listening http={http} admin={admin}")
+        .and_then(|()| out.flush())
+        .context("write to standard output")
 }
 
 /// Waits for a signal, or for the watcher of `stoa dev` to give up.
@@ -172,11 +179,9 @@ struct DataDir {
 impl DataDir {
     fn lock(path: &Path) -> anyhow::Result<Self> {
         let shown = path.display();
-        fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(path)
-            .with_context(|| format!("make the data directory `{shown}`; choose another with `--data-dir`"))?;
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(path).with_context(|| {
+            format!("make the data directory `{shown}`; choose another with `--data-dir`")
+        })?;
         fs::set_permissions(path, fs::Permissions::from_mode(0o700))
             .with_context(|| format!("make the data directory `{shown}` private"))?;
         let lock = File::options()
@@ -187,9 +192,13 @@ impl DataDir {
         match lock.try_lock() {
             Ok(()) => Ok(Self { path: path.to_owned(), _lock: lock }),
             Err(TryLockError::WouldBlock) => {
-                bail!("another host uses the data directory `{shown}`; stop it, or choose another with `--data-dir`")
+                bail!(
+                    "another host uses the data directory `{shown}`; stop it, or choose another with `--data-dir`"
+                )
             }
-            Err(TryLockError::Error(error)) => Err(error).with_context(|| format!("lock the data directory `{shown}`")),
+            Err(TryLockError::Error(error)) => {
+                Err(error).with_context(|| format!("lock the data directory `{shown}`"))
+            }
         }
     }
 }
@@ -205,6 +214,8 @@ fn raise_open_files_limit() {
         }
     };
     if !raised {
-        tracing::warn!("cannot raise the limit of open files; fewer connections than `limits.connections` may fit");
+        tracing::warn!(
+            "cannot raise the limit of open files; fewer connections than `limits.connections` may fit"
+        );
     }
 }

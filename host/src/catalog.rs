@@ -47,7 +47,12 @@ pub struct Prepared<R> {
 
 impl<R> Default for Catalog<R> {
     fn default() -> Self {
-        Self { live: ArcSwap::from_pointee(Snapshot { services: BTreeMap::new(), routes: RouteTable::default() }) }
+        Self {
+            live: ArcSwap::from_pointee(Snapshot {
+                services: BTreeMap::new(),
+                routes: RouteTable::default(),
+            }),
+        }
     }
 }
 
@@ -71,7 +76,12 @@ impl<R> Catalog<R> {
     ///
     /// # Errors
     /// When a route is already another service's; nothing has changed then.
-    pub fn prepare(&self, service: &ServiceName, routes: &[Route], release: Arc<Slot<R>>) -> Result<Prepared<R>, RouteConflict> {
+    pub fn prepare(
+        &self,
+        service: &ServiceName,
+        routes: &[Route],
+        release: Arc<Slot<R>>,
+    ) -> Result<Prepared<R>, RouteConflict> {
         let live = self.live.load();
         let mut table = live.routes.without(service);
         for route in routes {
@@ -87,7 +97,10 @@ impl<R> Catalog<R> {
         let live = self.live.load();
         let mut services = live.services.clone();
         let replaced = services.remove(service)?;
-        Some(Prepared { next: Snapshot { services, routes: live.routes.without(service) }, replaced: Some(replaced) })
+        Some(Prepared {
+            next: Snapshot { services, routes: live.routes.without(service) },
+            replaced: Some(replaced),
+        })
     }
 
     /// Makes a prepared change visible, in one step, and hands back what it replaced.

@@ -97,7 +97,7 @@ pub struct Instances {
 
 impl Default for Instances {
     fn default() -> Self {
-        Self { policy: Policy::Reuse, max: 32, idle: Span::seconds(60), retire_after: 10_000 }
+        Self { policy: Policy::Reuse, max: 256, idle: Span::seconds(60), retire_after: 10_000 }
     }
 }
 

@@ -6,8 +6,8 @@
 use std::time::Duration;
 
 use prometheus::{
-    Encoder as _, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
-    TextEncoder,
+    Encoder as _, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
+    Opts, Registry, TextEncoder,
 };
 
 use crate::name::{ReleaseId, ServiceName};
@@ -34,19 +34,31 @@ const IN_FLIGHT: MetricRow = MetricRow {
     labels: &["service", "release"],
     meaning: "Requests at work, to the end of their response body.",
 };
-const INSTANCES: MetricRow =
-    MetricRow { name: "stoa_instances", labels: &["service", "release"], meaning: "Instances alive, at work or idle." };
-const INSTANTIATIONS: MetricRow =
-    MetricRow { name: "stoa_instantiations_total", labels: &["service", "release"], meaning: "Instances made." };
+const INSTANCES: MetricRow = MetricRow {
+    name: "stoa_instances",
+    labels: &["service", "release"],
+    meaning: "Instances alive, at work or idle.",
+};
+const INSTANTIATIONS: MetricRow = MetricRow {
+    name: "stoa_instantiations_total",
+    labels: &["service", "release"],
+    meaning: "Instances made.",
+};
 const FAILURES: MetricRow = MetricRow {
     name: "stoa_failures_total",
     labels: &["service", "release", "kind"],
     meaning: "Requests that failed: `trap`, `timeout`, `refused` (no free place), `cancelled` (the client left), `error`.",
 };
-const SWAPS: MetricRow =
-    MetricRow { name: "stoa_swaps_total", labels: &["service"], meaning: "Releases published: deploys and rollbacks." };
-const DEPLOY_FAILURES: MetricRow =
-    MetricRow { name: "stoa_deploy_failures_total", labels: &["service", "step"], meaning: "Deploys refused or failed, by step." };
+const SWAPS: MetricRow = MetricRow {
+    name: "stoa_swaps_total",
+    labels: &["service"],
+    meaning: "Releases published: deploys and rollbacks.",
+};
+const DEPLOY_FAILURES: MetricRow = MetricRow {
+    name: "stoa_deploy_failures_total",
+    labels: &["service", "step"],
+    meaning: "Deploys refused or failed, by step.",
+};
 const UNROUTED: MetricRow = MetricRow {
     name: "stoa_unrouted_requests_total",
     labels: &["reason"],
@@ -59,8 +71,11 @@ const CONNECTIONS_CLOSED: MetricRow = MetricRow {
     labels: &["reason"],
     meaning: "Connections that the host closed: `idle`, `header_timeout`, `write_timeout`, `protocol`, `shutdown`.",
 };
-const ACCEPT_ERRORS: MetricRow =
-    MetricRow { name: "stoa_accept_errors_total", labels: &[], meaning: "Failed `accept` calls; the host backs off and goes on." };
+const ACCEPT_ERRORS: MetricRow = MetricRow {
+    name: "stoa_accept_errors_total",
+    labels: &[],
+    meaning: "Failed `accept` calls; the host backs off and goes on.",
+};
 
 /// Every metric of the host, in the order of the documentation.
 pub const TABLE: &[MetricRow] = &[

@@ -31,11 +31,7 @@ impl FromStr for ServiceName {
             && text.starts_with(|c: char| c.is_ascii_lowercase())
             && !text.ends_with('-')
             && text.chars().all(|c| matches!(c, 'a'..='z' | '0'..='9' | '-'));
-        if good {
-            Ok(Self(text.into()))
-        } else {
-            Err(ServiceNameError(text.chars().take(80).collect()))
-        }
+        if good { Ok(Self(text.into())) } else { Err(ServiceNameError(text.chars().take(80).collect())) }
     }
 }
 
@@ -44,7 +40,9 @@ impl FromStr for ServiceName {
 pub struct ReleaseId(Arc<str>);
 
 #[derive(Debug, thiserror::Error)]
-#[error("`{0}` is not a release: use the 64 hexadecimal digits that `stoa history` shows, or at least the first 6 of them")]
+#[error(
+    "`{0}` is not a release: use the 64 hexadecimal digits that `stoa history` shows, or at least the first 6 of them"
+)]
 pub struct ReleaseIdError(String);
 
 impl ReleaseId {

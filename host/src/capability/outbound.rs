@@ -53,7 +53,9 @@ enum Host {
 }
 
 #[derive(Debug, thiserror::Error)]
-#[error("`{entry}` in `outbound.allow` is not an origin: {reason}; write it as `https://api.example.com` or `http://10.0.0.7:8080`")]
+#[error(
+    "`{entry}` in `outbound.allow` is not an origin: {reason}; write it as `https://api.example.com` or `http://10.0.0.7:8080`"
+)]
 pub struct OriginError {
     entry: String,
     reason: &'static str,
@@ -151,7 +153,10 @@ fn is_public(address: IpAddr) -> bool {
         IpAddr::V6(v6) => {
             let [first, second, ..] = v6.segments();
             // Only global unicast is public, and within it not the documentation, Teredo, 6to4 and NAT64 ranges.
-            (first & 0xe000) == 0x2000 && !(first == 0x2001 && second < 0x0200) && first != 0x2002 && !(first == 0x2001 && second == 0x0db8)
+            (first & 0xe000) == 0x2000
+                && !(first == 0x2001 && second < 0x0200)
+                && first != 0x2002
+                && !(first == 0x2001 && second == 0x0db8)
         }
     }
 }
@@ -222,7 +227,9 @@ impl Outbound {
         Ok(Self {
             allowed,
             client,
-            places: Arc::new(Semaphore::new(usize::try_from(limits.outbound_concurrency).unwrap_or(usize::MAX))),
+            places: Arc::new(Semaphore::new(
+                usize::try_from(limits.outbound_concurrency).unwrap_or(usize::MAX),
+            )),
             timeout: limits.outbound_timeout.get(),
             response_bytes_max: limits.outbound_response.get(),
         })
@@ -232,7 +239,11 @@ impl Outbound {
     ///
     /// # Errors
     /// When the grant does not cover it, or the other side fails; both are the guest's to handle.
-    pub async fn send(&self, request: Request<WasiBody>, options: Option<RequestOptions>) -> Result<Response<WasiBody>, Error> {
+    pub async fn send(
+        &self,
+        request: Request<WasiBody>,
+        options: Option<RequestOptions>,
+    ) -> Result<Response<WasiBody>, Error> {
         let uri = request.uri();
         let https = uri.scheme_str() == Some("https");
         let host = uri.host().ok_or(Error::HttpRequestUriInvalid)?;
@@ -244,7 +255,8 @@ impl Outbound {
         if parse_address(host).is_some_and(|address| !self.allowed.permits_address(address)) {
             return Err(Error::DestinationIpProhibited);
         }
-        let place = Arc::clone(&self.places).try_acquire_owned().map_err(|_| Error::ConnectionLimitReached)?;
+        let place =
+            Arc::clone(&self.places).try_acquire_owned().map_err(|_| Error::ConnectionLimitReached)?;
         let asked = options.as_ref().and_then(|options| options.first_byte_timeout);
         let limit = asked.map_or(self.timeout, |asked| asked.min(self.timeout));
         let response = match tokio::time::timeout(limit, self.client.request(request)).await {
@@ -252,9 +264,17 @@ impl Outbound {
             Ok(Err(error)) => return Err(explain(&error)),
             Err(_) => return Err(Error::HttpResponseTimeout),
         };
-        let between = options.and_then(|options| options.between_bytes_timeout).unwrap_or(self.timeout);
+        let between = options
+            .and_then(|options| options.between_bytes_timeout)
+            .map_or(self.timeout, |asked| asked.min(self.timeout));
         Ok(response.map(|body| {
-            let limited = LimitedBody { body, left_bytes: self.response_bytes_max, between, timer: None, _place: place };
+            let limited = LimitedBody {
+                body,
+                left_bytes: self.response_bytes_max,
+                between,
+                timer: None,
+                _place: place,
+            };
             limited.boxed_unsync()
         }))
     }
@@ -298,7 +318,10 @@ impl http_body::Body for LimitedBody {
     type Data = Bytes;
     type Error = Error;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<http_body::Frame<Bytes>, Error>>> {
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<http_body::Frame<Bytes>, Error>>> {
         let this = &mut *self;
         let frame = match Pin::new(&mut this.body).poll_frame(cx) {
             Poll::Ready(frame) => frame,
@@ -343,10 +366,19 @@ mod tests {
 
     #[test]
     fn only_listed_scheme_host_and_port_pass() {
-        let allowed = allowed(&["https://api.example.com", "http://10.0.0.7:8080", "https://*.shop.example", "http://[::1]:9"]);
-        for (https, host, port) in
-            [(true, "api.example.com", 443), (true, "API.example.com", 443), (false, "10.0.0.7", 8080), (true, "a.b.shop.example", 443), (false, "[::1]", 9)]
-        {
+        let allowed = allowed(&[
+            "https://api.example.com",
+            "http://10.0.0.7:8080",
+            "https://*.shop.example",
+            "http://[::1]:9",
+        ]);
+        for (https, host, port) in [
+            (true, "api.example.com", 443),
+            (true, "API.example.com", 443),
+            (false, "10.0.0.7", 8080),
+            (true, "a.b.shop.example", 443),
+            (false, "[::1]", 9),
+        ] {
             assert!(allowed.permits(https, host, port), "{host}");
         }
         for (https, host, port) in [
@@ -366,8 +398,22 @@ mod tests {
     fn private_addresses_are_refused_unless_listed_themselves() {
         let none = allowed(&["https://api.example.com"]);
         for text in [
-            "127.0.0.1", "10.1.2.3", "172.16.0.1", "192.168.1.1", "169.254.169.254", "100.64.0.1", "0.0.0.0", "::1", "fe80::1", "fc00::1",
-            "::ffff:127.0.0.1", "::ffff:10.0.0.1", "64:ff9b::a00:1", "2002:a00:1::", "224.0.0.1", "255.255.255.255",
+            "127.0.0.1",
+            "10.1.2.3",
+            "172.16.0.1",
+            "192.168.1.1",
+            "169.254.169.254",
+            "100.64.0.1",
+            "0.0.0.0",
+            "::1",
+            "fe80::1",
+            "fc00::1",
+            "::ffff:127.0.0.1",
+            "::ffff:10.0.0.1",
+            "64:ff9b::a00:1",
+            "2002:a00:1::",
+            "224.0.0.1",
+            "255.255.255.255",
         ] {
             assert!(!none.permits_address(text.parse().expect("an address")), "{text}");
         }
@@ -383,7 +429,14 @@ mod tests {
 
     #[test]
     fn an_entry_that_is_no_origin_is_refused() {
-        for entry in ["api.example.com", "ftp://a.example", "https://", "https://a.example/path", "https://a.example/", "https://*.10.0.0.1"] {
+        for entry in [
+            "api.example.com",
+            "ftp://a.example",
+            "https://",
+            "https://a.example/path",
+            "https://a.example/",
+            "https://*.10.0.0.1",
+        ] {
             assert!(entry.parse::<Origin>().is_err(), "{entry}");
         }
     }

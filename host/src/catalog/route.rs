@@ -48,7 +48,9 @@ pub enum PathPatternError {
     Query(String),
     #[error("path `{0}` has a `{{*rest}}` that is not its last segment")]
     RestNotLast(String),
-    #[error("path `{path}` has the segment `{segment}`; write a whole segment as `{{name}}` or `{{*name}}`, or use no braces")]
+    #[error(
+        "path `{path}` has the segment `{segment}`; write a whole segment as `{{name}}` or `{{*name}}`, or use no braces"
+    )]
     Segment { path: String, segment: String },
 }
 
@@ -68,10 +70,8 @@ impl FromStr for PathPattern {
         if text.contains(['?', '#']) {
             return Err(PathPatternError::Query(text.to_owned()));
         }
-        let segments = path
-            .split('/')
-            .map(|segment| parse_segment(text, segment))
-            .collect::<Result<Vec<_>, _>>()?;
+        let segments =
+            path.split('/').map(|segment| parse_segment(text, segment)).collect::<Result<Vec<_>, _>>()?;
         if segments.iter().rev().skip(1).any(|segment| *segment == Segment::Rest) {
             return Err(PathPatternError::RestNotLast(text.to_owned()));
         }
@@ -81,7 +81,8 @@ impl FromStr for PathPattern {
 
 fn parse_segment(path: &str, segment: &str) -> Result<Segment, PathPatternError> {
     let inner = segment.strip_prefix('{').and_then(|rest| rest.strip_suffix('}'));
-    let is_name = |name: &str| !name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
+    let is_name =
+        |name: &str| !name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
     match inner {
         Some(name) if is_name(name) => Ok(Segment::Param),
         Some(name) if name.strip_prefix('*').is_some_and(is_name) => Ok(Segment::Rest),
@@ -196,7 +197,9 @@ impl<T> Node<T> {
         match segments.split_first() {
             None => &mut self.here,
             Some((Segment::Rest, _)) => &mut self.rest,
-            Some((Segment::Exact(text), others)) => self.exact.entry(text.clone()).or_default().leaf_mut(others),
+            Some((Segment::Exact(text), others)) => {
+                self.exact.entry(text.clone()).or_default().leaf_mut(others)
+            }
             Some((Segment::Param, others)) => self.param.get_or_insert_default().leaf_mut(others),
         }
     }
@@ -212,7 +215,11 @@ impl<T> Node<T> {
             None => node.here.if_claimed(),
         };
         let param = if segment.is_empty() { None } else { self.param.as_deref() };
-        self.exact.get(segment).and_then(below).or_else(|| param.and_then(below)).or_else(|| self.rest.if_claimed())
+        self.exact
+            .get(segment)
+            .and_then(below)
+            .or_else(|| param.and_then(below))
+            .or_else(|| self.rest.if_claimed())
     }
 }
 
@@ -244,7 +251,8 @@ impl<T> Leaf<T> {
     where
         T: Clone,
     {
-        let owner = || Owner { service: service.clone(), path: route.path.as_str().into(), handle: handle.clone() };
+        let owner =
+            || Owner { service: service.clone(), path: route.path.as_str().into(), handle: handle.clone() };
         let conflict = |method: &str, taken: &Owner<T>| RouteConflict {
             method: method.to_owned(),
             route: route.path.as_str().to_owned(),
@@ -325,7 +333,13 @@ mod tests {
     #[test]
     fn the_most_specific_path_wins() {
         check(
-            &[("exact", "/p/list"), ("param", "/p/{id}"), ("deep", "/p/{id}/x"), ("rest", "/p/{*rest}"), ("all", "/{*rest}")],
+            &[
+                ("exact", "/p/list"),
+                ("param", "/p/{id}"),
+                ("deep", "/p/{id}/x"),
+                ("rest", "/p/{*rest}"),
+                ("all", "/{*rest}"),
+            ],
             &[
                 ("GET /p/list", "exact"),
                 ("GET /p/7", "param"),
@@ -345,7 +359,14 @@ mod tests {
     fn what_no_route_matches_is_not_found() {
         check(
             &[("a", "/a"), ("b", "/b/{id}"), ("c", "/c/{*rest}")],
-            &[("GET /", "404"), ("GET /a/", "404"), ("GET /b/", "404"), ("GET /b/1/2", "404"), ("GET /c", "404"), ("GET /c/", "c")],
+            &[
+                ("GET /", "404"),
+                ("GET /a/", "404"),
+                ("GET /b/", "404"),
+                ("GET /b/1/2", "404"),
+                ("GET /c", "404"),
+                ("GET /c/", "c"),
+            ],
         );
     }
 
@@ -353,7 +374,12 @@ mod tests {
     fn a_method_nobody_takes_is_answered_with_those_that_are() {
         check(
             &[("a", "GET POST /a"), ("rest", "/{*rest}")],
-            &[("GET /a", "a"), ("HEAD /a", "a"), ("DELETE /a", "405 [GET, POST, HEAD]"), ("DELETE /b", "rest")],
+            &[
+                ("GET /a", "a"),
+                ("HEAD /a", "a"),
+                ("DELETE /a", "405 [GET, POST, HEAD]"),
+                ("DELETE /b", "rest"),
+            ],
         );
     }
 
@@ -366,24 +392,41 @@ mod tests {
     fn a_route_with_a_host_wins_over_one_without() {
         check(
             &[("any", "/a"), ("shop", "@shop.example /a")],
-            &[("@shop.example GET /a", "shop"), ("@SHOP.example GET /a", "shop"), ("@x.example GET /a", "any"), ("@shop.example GET /b", "404")],
+            &[
+                ("@shop.example GET /a", "shop"),
+                ("@SHOP.example GET /a", "shop"),
+                ("@x.example GET /a", "any"),
+                ("@shop.example GET /b", "404"),
+            ],
         );
     }
 
     #[test]
     fn a_conflict_names_both_owners() {
-        for (first, second) in [("/a/{id}", "/a/{key}"), ("GET /a", "GET POST /a"), ("GET /a", "/a"), ("/a", "GET /a"), ("@h /a", "@H /a")] {
+        for (first, second) in [
+            ("/a/{id}", "/a/{key}"),
+            ("GET /a", "GET POST /a"),
+            ("GET /a", "/a"),
+            ("/a", "GET /a"),
+            ("@h /a", "@H /a"),
+        ] {
             let mut table = table(&[("first", first)]);
-            let conflict = table
-                .insert(&service("second"), &route(second), String::new())
-                .expect_err("a conflict");
+            let conflict =
+                table.insert(&service("second"), &route(second), String::new()).expect_err("a conflict");
             assert_eq!((conflict.owned_by.as_str(), conflict.wanted_by.as_str()), ("first", "second"));
         }
     }
 
     #[test]
     fn different_shapes_hosts_or_methods_do_not_conflict() {
-        table(&[("a", "/a/{id}"), ("b", "/a/b"), ("c", "/a/{*rest}"), ("d", "@h /a/{id}"), ("e", "GET /e"), ("f", "POST /e")]);
+        table(&[
+            ("a", "/a/{id}"),
+            ("b", "/a/b"),
+            ("c", "/a/{*rest}"),
+            ("d", "@h /a/{id}"),
+            ("e", "GET /e"),
+            ("f", "POST /e"),
+        ]);
     }
 
     #[test]

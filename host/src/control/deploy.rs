@@ -96,7 +96,13 @@ pub struct ServiceStatus {
 impl Deployer {
     pub fn new(parts: Parts) -> Arc<Self> {
         let queue = Semaphore::new(usize::try_from(parts.limits.deploy_queue).unwrap_or(usize::MAX));
-        Arc::new(Self { parts, turn: Mutex::new(()), queue, shown: std::sync::RwLock::default(), drains: TaskTracker::new() })
+        Arc::new(Self {
+            parts,
+            turn: Mutex::new(()),
+            queue,
+            shown: std::sync::RwLock::default(),
+            drains: TaskTracker::new(),
+        })
     }
 
     pub fn limits(&self) -> &HostLimits {
@@ -117,7 +123,12 @@ impl Deployer {
     ///
     /// # Errors
     /// When there is no such release, or it no longer links.
-    pub async fn rollback(&self, service: &ServiceName, to: Option<&str>, who: &str) -> Result<Done, DeployError> {
+    pub async fn rollback(
+        &self,
+        service: &ServiceName,
+        to: Option<&str>,
+        who: &str,
+    ) -> Result<Done, DeployError> {
         let _place = self.queue.try_acquire().map_err(|_| DeployError::Busy)?;
         let _turn = self.turn.lock().await;
         let target = self.rollback_target(service, to).await?;
@@ -126,8 +137,17 @@ impl Deployer {
         self.bring_in(bundle, Action::Rollback, who).await
     }
 
-    async fn rollback_target(&self, service: &ServiceName, to: Option<&str>) -> Result<ReleaseId, DeployError> {
-        let kept = self.parts.journal.releases(service, self.parts.limits.releases_kept).await.map_err(DeployError::Journal)?;
+    async fn rollback_target(
+        &self,
+        service: &ServiceName,
+        to: Option<&str>,
+    ) -> Result<ReleaseId, DeployError> {
+        let kept = self
+            .parts
+            .journal
+            .releases(service, self.parts.limits.releases_kept)
+            .await
+            .map_err(DeployError::Journal)?;
         let Some(prefix) = to else {
             let previous = self.parts.journal.previous(service).await.map_err(DeployError::Journal)?;
             let previous = previous.filter(|release| kept.contains(release));
@@ -151,10 +171,14 @@ impl Deployer {
     pub async fn undeploy(&self, service: &ServiceName, who: &str) -> Result<Done, DeployError> {
         let _place = self.queue.try_acquire().map_err(|_| DeployError::Busy)?;
         let _turn = self.turn.lock().await;
-        let prepared =
-            self.parts.catalog.prepare_removal(service).ok_or_else(|| DeployError::NotDeployed(service.clone()))?;
+        let prepared = self
+            .parts
+            .catalog
+            .prepare_removal(service)
+            .ok_or_else(|| DeployError::NotDeployed(service.clone()))?;
         let journal = &self.parts.journal;
-        let attempt = journal.begin(service, None, Action::Undeploy, who).await.map_err(DeployError::Journal)?;
+        let attempt =
+            journal.begin(service, None, Action::Undeploy, who).await.map_err(DeployError::Journal)?;
         journal.commit(attempt, None).await.map_err(DeployError::Journal)?;
         let replaced = self.parts.catalog.publish(prepared);
         self.show(service, None);
@@ -170,10 +194,17 @@ impl Deployer {
         let release = bundle.release.clone();
         let active = self.parts.catalog.snapshot().get(&service).map(|slot| slot.sandbox().release.clone());
         if active.as_ref() == Some(&release) {
-            return Ok(Done { service, release: Some(release.clone()), previous: Some(release), unchanged: true, steps: Vec::new() });
+            return Ok(Done {
+                service,
+                release: Some(release.clone()),
+                previous: Some(release),
+                unchanged: true,
+                steps: Vec::new(),
+            });
         }
         let journal = &self.parts.journal;
-        let attempt = journal.begin(&service, Some(&release), action, who).await.map_err(DeployError::Journal)?;
+        let attempt =
+            journal.begin(&service, Some(&release), action, who).await.map_err(DeployError::Journal)?;
         let mut steps = Steps::default();
         let ready = match self.prepare(bundle, action, &mut steps).await {
             Ok(ready) => ready,
@@ -181,6 +212,7 @@ impl Deployer {
                 self.parts.metrics.forget_release(&service, &release);
                 self.parts.metrics.deploy_failures.with_label_values(&[service.as_str(), error.step()]).inc();
                 journal.fail(attempt, error.step(), &error.message()).await.map_err(DeployError::Journal)?;
+                self.discard(&service, release).await;
                 return Err(error);
             }
         };
@@ -218,12 +250,18 @@ impl Deployer {
             let left = slot.drained(limit).await;
             let (service, release) = (slot.sandbox().service.clone(), slot.sandbox().release.clone());
             if left > 0 {
-                tracing::warn!(service = service.as_str(), release = release.short(), left, "requests still on the old release at the drain deadline are ended");
+                tracing::warn!(
+                    service = service.as_str(),
+                    release = release.short(),
+                    left,
+                    "requests still on the old release at the drain deadline are ended"
+                );
                 slot.end();
                 // Ended calls notice within a second; whoever is left after this long hangs on a dead client.
                 slot.drained(limit).await;
             }
-            let is_back = catalog.snapshot().get(&service).is_some_and(|active| active.sandbox().release == release);
+            let is_back =
+                catalog.snapshot().get(&service).is_some_and(|active| active.sandbox().release == release);
             if !is_back {
                 metrics.forget_release(&service, &release);
             }
@@ -231,16 +269,44 @@ impl Deployer {
         release
     }
 
+    /// Removes what a failed deploy has left on disk, unless the release has served before.
+    async fn discard(&self, service: &ServiceName, release: ReleaseId) {
+        let Parts { journal, limits, .. } = &self.parts;
+        let discarded = async {
+            let served =
+                journal.releases(service, limits.history_kept).await.map_err(DeployError::Journal)?;
+            if served.contains(&release) {
+                return Ok(());
+            }
+            let (artifacts, engines) = (Arc::clone(&self.parts.artifacts), Arc::clone(&self.parts.engines));
+            blocking(move || {
+                artifacts.remove(&release)?;
+                engines.sweep(|digest| artifacts.has_component(digest));
+                Ok(())
+            })
+            .await?
+            .map_err(DeployError::Fetch)
+        };
+        if let Err(error) = discarded.await {
+            tracing::warn!(service = service.as_str(), "cannot remove a failed release: {}", error.message());
+        }
+    }
+
     /// Forgets releases beyond those kept for rollback. Failing here costs disk, not service.
     async fn prune(&self, service: &ServiceName) {
         let Parts { journal, limits, .. } = &self.parts;
         let pruned = async {
-            let served = journal.releases(service, limits.history_kept).await.map_err(DeployError::Journal)?;
-            journal.prune(service, limits.history_kept).await.map_err(DeployError::Journal)?;
+            let served =
+                journal.releases(service, limits.history_kept).await.map_err(DeployError::Journal)?;
+            journal
+                .prune(service, limits.history_kept, limits.releases_kept)
+                .await
+                .map_err(DeployError::Journal)?;
             let kept = usize::try_from(limits.releases_kept.max(1)).unwrap_or(usize::MAX);
             let (artifacts, engines) = (Arc::clone(&self.parts.artifacts), Arc::clone(&self.parts.engines));
             blocking(move || {
-                let mut dropped = served.iter().skip(kept).filter(|release| artifacts.contains(release)).peekable();
+                let mut dropped =
+                    served.iter().skip(kept).filter(|release| artifacts.contains(release)).peekable();
                 if dropped.peek().is_none() {
                     return Ok(());
                 }
@@ -313,7 +379,11 @@ impl Deployer {
     /// # Errors
     /// When the journal cannot be read.
     pub async fn history(&self, service: &ServiceName) -> Result<Vec<HistoryRow>, DeployError> {
-        self.parts.journal.history(service, self.parts.limits.history_kept).await.map_err(DeployError::Journal)
+        self.parts
+            .journal
+            .history(service, self.parts.limits.history_kept)
+            .await
+            .map_err(DeployError::Journal)
     }
 }
 

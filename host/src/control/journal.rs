@@ -23,7 +23,9 @@ pub struct Journal {
 pub enum JournalError {
     #[error("open the journal `{}`", path.display())]
     Open { path: PathBuf, source: sqlx::Error },
-    #[error("the journal has the format {found}, this host knows {known}; use the host release that wrote it, or a newer one")]
+    #[error(
+        "the journal has the format {found}, this host knows {known}; use the host release that wrote it, or a newer one"
+    )]
     Newer { found: i64, known: i64 },
     #[error("read or write the journal")]
     Sql(#[from] sqlx::Error),
@@ -149,7 +151,9 @@ impl Journal {
     /// # Errors
     /// When the file cannot be read.
     pub async fn active(&self) -> Result<Vec<Active>, JournalError> {
-        let rows = sqlx::query("select service, release, since_ms from active order by service").fetch_all(&self.pool).await?;
+        let rows = sqlx::query("select service, release, since_ms from active order by service")
+            .fetch_all(&self.pool)
+            .await?;
         rows.iter()
             .map(|row| {
                 Ok(Active {
@@ -192,11 +196,13 @@ impl Journal {
     pub async fn commit(&self, attempt: AttemptId, release: Option<&ReleaseId>) -> Result<(), JournalError> {
         let now = now_ms();
         let mut change = self.pool.begin().await?;
-        let service: String = sqlx::query_scalar("update attempt set outcome = 'done', finished_ms = $1 where id = $2 returning service")
-            .bind(now)
-            .bind(attempt.0)
-            .fetch_one(&mut *change)
-            .await?;
+        let service: String = sqlx::query_scalar(
+            "update attempt set outcome = 'done', finished_ms = $1 where id = $2 returning service",
+        )
+        .bind(now)
+        .bind(attempt.0)
+        .fetch_one(&mut *change)
+        .await?;
         let write = match release {
             Some(release) => sqlx::query(
                 "insert into active (service, release, since_ms) values ($1, $2, $3)
@@ -217,13 +223,15 @@ impl Journal {
     /// # Errors
     /// When the file cannot be written.
     pub async fn fail(&self, attempt: AttemptId, step: &str, why: &str) -> Result<(), JournalError> {
-        sqlx::query("update attempt set outcome = 'failed', finished_ms = $1, step = $2, why = $3 where id = $4")
-            .bind(now_ms())
-            .bind(step)
-            .bind(why.chars().take(4000).collect::<String>())
-            .bind(attempt.0)
-            .execute(&self.pool)
-            .await?;
+        sqlx::query(
+            "update attempt set outcome = 'failed', finished_ms = $1, step = $2, why = $3 where id = $4",
+        )
+        .bind(now_ms())
+        .bind(step)
+        .bind(why.chars().take(4000).collect::<String>())
+        .bind(attempt.0)
+        .execute(&self.pool)
+        .await?;
         Ok(())
     }
 
@@ -291,12 +299,21 @@ impl Journal {
     ///
     /// # Errors
     /// When the file cannot be written.
-    pub async fn prune(&self, service: &ServiceName, kept: u32) -> Result<(), JournalError> {
+    pub async fn prune(
+        &self,
+        service: &ServiceName,
+        kept: u32,
+        releases_kept: u32,
+    ) -> Result<(), JournalError> {
         sqlx::query(
-            "delete from attempt where service = $1 and id <= (select id from attempt where service = $1 order by id desc limit 1 offset $2)",
+            "delete from attempt where service = $1
+               and id <= (select id from attempt where service = $1 order by id desc limit 1 offset $2)
+               and id not in (select max(id) from attempt where service = $1 and outcome = 'done' and release is not null
+                              group by release order by max(id) desc limit $3)",
         )
         .bind(service.as_str())
         .bind(kept)
+        .bind(releases_kept)
         .execute(&self.pool)
         .await?;
         Ok(())
@@ -345,9 +362,16 @@ mod tests {
             first
         };
         let journal = Journal::open(&path).await.expect("open again");
-        let active: Vec<_> = journal.active().await.expect("active").into_iter().map(|row| row.release).collect();
+        let active: Vec<_> =
+            journal.active().await.expect("active").into_iter().map(|row| row.release).collect();
         assert_eq!(active, [first]);
-        let outcomes: Vec<_> = journal.history(&service, 10).await.expect("history").into_iter().map(|row| row.outcome).collect();
+        let outcomes: Vec<_> = journal
+            .history(&service, 10)
+            .await
+            .expect("history")
+            .into_iter()
+            .map(|row| row.outcome)
+            .collect();
         assert_eq!(outcomes, ["interrupted", "done"]);
     }
 
@@ -357,11 +381,18 @@ mod tests {
         let journal = Journal::open(&folder.path().join("journal.db")).await.expect("open");
         let service: ServiceName = "shop".parse().expect("a name");
         let first = deployed(&journal, &service, "one").await;
-        let attempt = journal.begin(&service, Some(&release("two")), Action::Deploy, "test").await.expect("begin");
+        let attempt =
+            journal.begin(&service, Some(&release("two")), Action::Deploy, "test").await.expect("begin");
         journal.fail(attempt, "link", "no such import").await.expect("fail");
-        assert_eq!(journal.active().await.expect("active").into_iter().map(|row| row.release).collect::<Vec<_>>(), [first]);
+        assert_eq!(
+            journal.active().await.expect("active").into_iter().map(|row| row.release).collect::<Vec<_>>(),
+            [first]
+        );
         let newest = journal.history(&service, 1).await.expect("history").remove(0);
-        assert_eq!((newest.outcome.as_str(), newest.step.as_deref(), newest.why.as_deref()), ("failed", Some("link"), Some("no such import")));
+        assert_eq!(
+            (newest.outcome.as_str(), newest.step.as_deref(), newest.why.as_deref()),
+            ("failed", Some("link"), Some("no such import"))
+        );
     }
 
     #[tokio::test]

@@ -6,8 +6,8 @@
 use std::io;
 use std::net::{SocketAddr, TcpStream};
 use std::pin::{Pin, pin};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
@@ -29,10 +29,16 @@ pub struct Activity {
     idle_since: AtomicU64,
     first_byte: AtomicU64,
     write_stalled: AtomicU64,
+    /// One stamp per HTTP/2 response. A client that grants no window blocks its stream, not the socket.
+    untaken: Mutex<Vec<Arc<AtomicU64>>>,
 }
 
 /// One request at work on a connection, to the end of its response body.
-pub struct InFlight(Arc<Activity>);
+pub struct InFlight {
+    activity: Arc<Activity>,
+    /// HTTP/2 only: since when a piece of the response waits for the client to take it.
+    untaken: Option<Arc<AtomicU64>>,
+}
 
 impl Activity {
     fn new() -> Arc<Self> {
@@ -43,6 +49,7 @@ impl Activity {
             idle_since: AtomicU64::new(0),
             first_byte: AtomicU64::new(0),
             write_stalled: AtomicU64::new(0),
+            untaken: Mutex::default(),
         })
     }
 
@@ -60,13 +67,30 @@ impl Activity {
         self.http2.store(http2, Ordering::Relaxed);
         self.in_flight.fetch_add(1, Ordering::Relaxed);
         self.first_byte.store(0, Ordering::Relaxed);
-        InFlight(Arc::clone(self))
+        let untaken = http2.then(|| {
+            let stamp = Arc::new(AtomicU64::new(0));
+            self.responses().push(Arc::clone(&stamp));
+            stamp
+        });
+        InFlight { activity: Arc::clone(self), untaken }
+    }
+
+    fn responses(&self) -> std::sync::MutexGuard<'_, Vec<Arc<AtomicU64>>> {
+        self.untaken.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// Since when the slowest stream has taken nothing.
+    fn untaken_since(&self) -> Option<Instant> {
+        if !self.http2.load(Ordering::Relaxed) {
+            return None;
+        }
+        self.responses().iter().filter_map(|stamp| self.since(stamp)).min()
     }
 
     /// Whether the connection must be closed now and why, or when to look again.
     fn verdict(&self, limits: &HostLimits, now: Instant) -> Result<Instant, &'static str> {
         let look_again = now + limits.header_read_timeout.get().min(limits.write_timeout.get());
-        if let Some(stalled) = self.since(&self.write_stalled) {
+        if let Some(stalled) = self.since(&self.write_stalled).into_iter().chain(self.untaken_since()).min() {
             let limit = stalled + limits.write_timeout.get();
             return if now >= limit { Err("write_timeout") } else { Ok(look_again.min(limit)) };
         }
@@ -85,9 +109,28 @@ impl Activity {
     }
 }
 
+impl InFlight {
+    /// The response is asked for more: the client takes it.
+    pub fn taken(&self) {
+        if let Some(stamp) = &self.untaken {
+            stamp.store(0, Ordering::Relaxed);
+        }
+    }
+
+    /// The response has something that waits for the client.
+    pub fn offered(&self) {
+        if let Some(stamp) = &self.untaken {
+            stamp.store(self.activity.stamp(Instant::now()), Ordering::Relaxed);
+        }
+    }
+}
+
 impl Drop for InFlight {
     fn drop(&mut self) {
-        let activity = &self.0;
+        let activity = &self.activity;
+        if let Some(stamp) = &self.untaken {
+            activity.responses().retain(|other| !Arc::ptr_eq(other, stamp));
+        }
         if activity.in_flight.fetch_sub(1, Ordering::Relaxed) == 1 {
             activity.idle_since.store(activity.stamp(Instant::now()), Ordering::Relaxed);
         }
@@ -106,7 +149,9 @@ pub async fn serve(ingress: Arc<Ingress>, stream: TcpStream, peer: SocketAddr, c
     });
     let builder = builder(&ingress.limits);
     let mut connection = pin!(builder.serve_connection(io, service));
-    let mut look = pin!(tokio::time::sleep(ingress.limits.header_read_timeout.get().min(ingress.limits.write_timeout.get())));
+    let mut look = pin!(tokio::time::sleep(
+        ingress.limits.header_read_timeout.get().min(ingress.limits.write_timeout.get())
+    ));
     let mut closing_told = pin!(closing.wait());
     let mut is_first_poll = true;
     let mut is_closing = false;
@@ -181,7 +226,11 @@ impl Watched {
 }
 
 impl AsyncRead for Watched {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         let before = buffer.filled().len();
         let read = Pin::new(&mut self.stream).poll_read(cx, buffer);
         let activity = &self.activity;
@@ -202,7 +251,11 @@ impl AsyncWrite for Watched {
         written
     }
 
-    fn poll_write_vectored(mut self: Pin<&mut Self>, cx: &mut Context<'_>, slices: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.stream).poll_write_vectored(cx, slices);
         self.note_write(&written);
         written
@@ -259,5 +312,16 @@ mod tests {
         assert_eq!(after(3600, &activity), Ok(()));
         activity.write_stalled.store(1, Ordering::Relaxed);
         assert_eq!(after(3600, &activity), Err("write_timeout"));
+    }
+
+    #[test]
+    fn a_stream_that_the_client_does_not_take_closes_its_connection() {
+        let activity = Activity::new();
+        let response = activity.begin(true);
+        response.offered();
+        assert_eq!(after(29, &activity), Ok(()));
+        assert_eq!(after(31, &activity), Err("write_timeout"));
+        response.taken();
+        assert_eq!(after(31, &activity), Ok(()));
     }
 }

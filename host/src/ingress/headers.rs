@@ -33,7 +33,8 @@ impl RequestId {
     /// The client's own, if it is one we would have in our logs; else a new one.
     pub fn of(headers: &HeaderMap) -> Self {
         let given = headers.get(REQUEST_ID).filter(|value| {
-            (1..=64).contains(&value.len()) && value.as_bytes().iter().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(byte))
+            (1..=64).contains(&value.len())
+                && value.as_bytes().iter().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(byte))
         });
         match given {
             Some(value) => Self(value.clone()),
@@ -68,7 +69,13 @@ fn ascii_value(parts: &[&[u8]]) -> HeaderValue {
 }
 
 /// Readies a client's headers for the guest.
-pub fn inward(headers: &mut HeaderMap, peer: &Peer, is_trusted: bool, host: Option<&HeaderValue>, id: &RequestId) {
+pub fn inward(
+    headers: &mut HeaderMap,
+    peer: &Peer,
+    is_trusted: bool,
+    host: Option<&HeaderValue>,
+    id: &RequestId,
+) {
     strip_hop_by_hop(headers);
     headers.insert(REQUEST_ID, id.0.clone());
     trace(headers);
@@ -121,10 +128,10 @@ fn continue_trace(parent: &[u8]) -> Option<HeaderValue> {
 /// Only a trusted proxy may say where a request came from.
 fn forwarded(headers: &mut HeaderMap, peer: &Peer, is_trusted: bool, host: Option<&HeaderValue>) {
     if is_trusted {
-        let chain = headers.get(FORWARDED_FOR).and_then(|chain| {
-            let chain = chain.to_str().ok()?;
-            HeaderValue::from_str(&format!("{chain}, {}", peer.address)).ok()
-        });
+        // A proxy may add a line of its own instead of adding to the first.
+        let lines = headers.get_all(FORWARDED_FOR).iter().filter_map(|line| line.to_str().ok());
+        let chain = lines.map(str::to_owned).chain([peer.address.to_string()]).collect::<Vec<_>>().join(", ");
+        let chain = HeaderValue::from_str(&chain).ok();
         headers.insert(FORWARDED_FOR, chain.unwrap_or_else(|| peer.address_value.clone()));
         if !headers.contains_key(FORWARDED_PROTO) {
             headers.insert(FORWARDED_PROTO, HeaderValue::from_static("http"));
@@ -163,7 +170,8 @@ pub fn outward(headers: &mut HeaderMap, id: &RequestId) {
 
 /// The peer's address as a header value.
 pub fn address_value(address: IpAddr) -> HeaderValue {
-    HeaderValue::from_str(&address.to_canonical().to_string()).unwrap_or_else(|_| HeaderValue::from_static("unknown"))
+    HeaderValue::from_str(&address.to_canonical().to_string())
+        .unwrap_or_else(|_| HeaderValue::from_static("unknown"))
 }
 
 #[cfg(test)]
@@ -171,19 +179,28 @@ mod tests {
     use super::*;
 
     fn map(rows: &[(&'static str, &str)]) -> HeaderMap {
-        rows.iter().map(|(name, value)| (HeaderName::from_static(name), value.parse().expect("a value"))).collect()
+        rows.iter()
+            .map(|(name, value)| (HeaderName::from_static(name), value.parse().expect("a value")))
+            .collect()
     }
 
     #[test]
     fn what_connection_lists_does_not_reach_the_guest() {
-        let mut headers = map(&[("connection", "x-one, close"), ("x-one", "1"), ("x-two", "2"), ("te", "trailers"), ("content-length", "3")]);
+        let mut headers = map(&[
+            ("connection", "x-one, close"),
+            ("x-one", "1"),
+            ("x-two", "2"),
+            ("te", "trailers"),
+            ("content-length", "3"),
+        ]);
         strip_hop_by_hop(&mut headers);
         assert_eq!(headers, map(&[("x-two", "2"), ("content-length", "3")]));
     }
 
     #[test]
     fn a_client_cannot_take_the_framing_away_by_connection() {
-        let mut headers = map(&[("connection", "content-length, host"), ("content-length", "3"), ("host", "a")]);
+        let mut headers =
+            map(&[("connection", "content-length, host"), ("content-length", "3"), ("host", "a")]);
         strip_hop_by_hop(&mut headers);
         assert_eq!(headers, map(&[("content-length", "3"), ("host", "a")]));
     }
@@ -194,10 +211,19 @@ mod tests {
         let mut headers = map(&[("traceparent", given), ("tracestate", "a=b")]);
         trace(&mut headers);
         let passed = headers.get(TRACE_PARENT).and_then(|value| value.to_str().ok()).expect("a trace");
-        assert!(passed.starts_with("00-0af7651916cd43dd8448eb211c80319c-") && passed.ends_with("-01") && passed != given);
+        assert!(
+            passed.starts_with("00-0af7651916cd43dd8448eb211c80319c-")
+                && passed.ends_with("-01")
+                && passed != given
+        );
         assert!(headers.contains_key(TRACE_STATE));
 
-        for bad in ["", "00-00000000000000000000000000000000-b7ad6b7169203331-01", "00-xyz", "01-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"] {
+        for bad in [
+            "",
+            "00-00000000000000000000000000000000-b7ad6b7169203331-01",
+            "00-xyz",
+            "01-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+        ] {
             let mut headers = map(&[("traceparent", bad), ("tracestate", "a=b")]);
             trace(&mut headers);
             let passed = headers.get(TRACE_PARENT).expect("a trace");

@@ -119,9 +119,13 @@ impl Workers {
 
     /// Accepts until `stop`. An error backs off and goes on: it must never end the host.
     pub async fn accept(&self, listener: TcpListener, stop: CancellationToken) -> io::Result<()> {
-        #[expect(deprecated, reason = "its objection is to descriptors that are not owned; a `TcpListener` owns its own")]
+        #[expect(
+            deprecated,
+            reason = "its objection is to descriptors that are not owned; a `TcpListener` owns its own"
+        )]
         let listener = AsyncFd::new(listener)?;
-        let places = Arc::new(Semaphore::new(usize::try_from(self.ingress.limits.connections).unwrap_or(usize::MAX)));
+        let places =
+            Arc::new(Semaphore::new(usize::try_from(self.ingress.limits.connections).unwrap_or(usize::MAX)));
         let mut backoff = Duration::ZERO;
         loop {
             let accepting = async {
@@ -151,10 +155,17 @@ impl Workers {
     }
 
     async fn hand_out(&self, stream: TcpStream, peer: SocketAddr, place: OwnedSemaphorePermit) {
-        let Some(worker) = self.workers.iter().min_by_key(|worker| worker.open.load(Ordering::Relaxed)) else { return };
+        let Some(worker) = self.workers.iter().min_by_key(|worker| worker.open.load(Ordering::Relaxed))
+        else {
+            return;
+        };
         worker.open.fetch_add(1, Ordering::Relaxed);
         self.ingress.metrics.connections.inc();
-        let held = Held { _place: place, open: Arc::clone(&worker.open), metrics: Arc::clone(&self.ingress.metrics) };
+        let held = Held {
+            _place: place,
+            open: Arc::clone(&worker.open),
+            metrics: Arc::clone(&self.ingress.metrics),
+        };
         // A full inbox holds back `accept`; a closed one means that the host is stopping.
         let _ = worker.inbox.send(Accepted { stream, peer, held }).await;
     }
@@ -166,7 +177,10 @@ impl Workers {
         for worker in self.workers {
             drop(worker.inbox);
             if tokio::time::timeout_at(deadline, worker.finished).await.is_err() {
-                tracing::warn!(connections = worker.open.load(Ordering::Relaxed), "connections still open at the shutdown deadline are cut");
+                tracing::warn!(
+                    connections = worker.open.load(Ordering::Relaxed),
+                    "connections still open at the shutdown deadline are cut"
+                );
                 continue;
             }
             // It has said that it is at its end.
@@ -182,7 +196,7 @@ fn start_worker(index: usize, ingress: Arc<Ingress>, closing: Arc<Closing>) -> i
     let thread = std::thread::Builder::new().name(format!("serve-{index}")).spawn(move || {
         instance::serve_on_this_thread();
         runtime.block_on(work(ingress, accepted, closing));
-        instance::sweep_idle_all();
+        instance::let_idle_go();
         runtime.shutdown_timeout(Duration::from_millis(100));
         // The host may have stopped waiting.
         let _ = finish.send(());

@@ -56,7 +56,8 @@ pub async fn observe(ingress: &Ingress, peer: &Peer, request: Request<Incoming>)
         Ok(response) => response.map(|body| answer_body(body, wants_body)),
         Err(error) => {
             respond::report(ingress, &error, &id);
-            respond::problem(&error, &id).map(|body| ResponseBody::full(if wants_body { body } else { Bytes::new() }))
+            respond::problem(&error, &id)
+                .map(|body| ResponseBody::full(if wants_body { body } else { Bytes::new() }))
         }
     };
     headers::outward(response.headers_mut(), &id);
@@ -96,7 +97,8 @@ async fn serve(
         RequestError::Busy(full)
     })?;
     let is_trusted = ingress.trusted_proxies.iter().any(|network| network.contains(&peer.address));
-    let (request, too_large) = inward(request, peer, is_trusted, target, id, sandbox.limits.request_body.get());
+    let (request, too_large) =
+        inward(request, peer, is_trusted, target, id, sandbox.limits.request_body.get());
     let held = Box::new((InService::new(&lease), permit));
     let answered = check(call::call(&lease, request, held).await, &too_large, sandbox);
     let status = match &answered {
@@ -116,17 +118,27 @@ fn check(
     if too_large.load(Ordering::Relaxed) {
         return Err(RequestError::BodyTooLarge { limit: sandbox.limits.request_body });
     }
-    let failed = |error| RequestError::Call { service: sandbox.service.clone(), release: sandbox.release.clone(), error };
+    let failed = |error| RequestError::Call {
+        service: sandbox.service.clone(),
+        release: sandbox.release.clone(),
+        error,
+    };
     let response = answered.map_err(|error| {
         sandbox.metrics.failed(error.failure());
         failed(error)
     })?;
     let headers_max = usize::try_from(sandbox.limits.response_headers).unwrap_or(usize::MAX);
     if response.headers().len() > headers_max {
-        return Err(RequestError::TooManyResponseHeaders { service: sandbox.service.clone(), count: response.headers().len() });
+        return Err(RequestError::TooManyResponseHeaders {
+            service: sandbox.service.clone(),
+            count: response.headers().len(),
+        });
     }
     if response.status().is_informational() {
-        return Err(RequestError::InformationalStatus { service: sandbox.service.clone(), status: response.status() });
+        return Err(RequestError::InformationalStatus {
+            service: sandbox.service.clone(),
+            status: response.status(),
+        });
     }
     Ok(response)
 }
@@ -200,8 +212,10 @@ fn inward(
     body_bytes_max: u64,
 ) -> (Request<WasiBody>, Arc<AtomicBool>) {
     let (mut parts, body) = request.into_parts();
-    let scheme = if is_trusted && headers::client_spoke_tls(&parts.headers) { Scheme::HTTPS } else { Scheme::HTTP };
-    headers::inward(&mut parts.headers, peer, is_trusted, target.header.as_ref(), id);
+    let scheme =
+        if is_trusted && headers::client_spoke_tls(&parts.headers) { Scheme::HTTPS } else { Scheme::HTTP };
+    let host = target.header.or_else(|| HeaderValue::from_str(target.authority.as_str()).ok());
+    headers::inward(&mut parts.headers, peer, is_trusted, host.as_ref(), id);
     let mut uri = parts.uri.into_parts();
     uri.scheme = Some(scheme);
     uri.authority = Some(target.authority);
@@ -227,7 +241,10 @@ impl http_body::Body for RequestBody {
     type Data = Bytes;
     type Error = WasiError;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, WasiError>>> {
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, WasiError>>> {
         let Some(frame) = ready!(Pin::new(&mut self.body).poll_frame(cx)) else { return Poll::Ready(None) };
         let frame = match frame {
             Ok(frame) => frame,
@@ -253,6 +270,7 @@ impl http_body::Body for RequestBody {
 
 impl ResponseBody {
     fn holding(mut self, in_flight: InFlight) -> Self {
+        in_flight.offered();
         self.in_flight = Some(in_flight);
         self
     }

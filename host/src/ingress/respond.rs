@@ -38,7 +38,12 @@ pub enum RequestError {
     #[error("`{service}` answered with the status {status}, which is not a final one")]
     InformationalStatus { service: ServiceName, status: StatusCode },
     #[error("call `{service}`")]
-    Call { service: ServiceName, release: ReleaseId, #[source] error: CallError },
+    Call {
+        service: ServiceName,
+        release: ReleaseId,
+        #[source]
+        error: CallError,
+    },
 }
 
 /// Seconds after which a client may try again when a service was full.
@@ -47,8 +52,12 @@ const RETRY_AFTER_SECONDS: HeaderValue = HeaderValue::from_static("1");
 impl RequestError {
     const fn blame(&self) -> Blame {
         match self {
-            Self::Bad(_) | Self::NotFound | Self::MethodNotAllowed(_) | Self::BodyTooLarge { .. } => Blame::Client,
-            Self::Busy(_) | Self::TooManyResponseHeaders { .. } | Self::InformationalStatus { .. } => Blame::Guest,
+            Self::Bad(_) | Self::NotFound | Self::MethodNotAllowed(_) | Self::BodyTooLarge { .. } => {
+                Blame::Client
+            }
+            Self::Busy(_) | Self::TooManyResponseHeaders { .. } | Self::InformationalStatus { .. } => {
+                Blame::Guest
+            }
             Self::Call { error, .. } => error.blame(),
         }
     }
@@ -62,13 +71,17 @@ pub const fn status(error: &RequestError) -> StatusCode {
         RequestError::MethodNotAllowed(_) => StatusCode::METHOD_NOT_ALLOWED,
         RequestError::BodyTooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
         RequestError::Busy(_) => StatusCode::SERVICE_UNAVAILABLE,
-        RequestError::TooManyResponseHeaders { .. } | RequestError::InformationalStatus { .. } => StatusCode::INTERNAL_SERVER_ERROR,
+        RequestError::TooManyResponseHeaders { .. } | RequestError::InformationalStatus { .. } => {
+            StatusCode::INTERNAL_SERVER_ERROR
+        }
         RequestError::Call { error, .. } => match error {
             CallError::NoRoom(_) => StatusCode::SERVICE_UNAVAILABLE,
             CallError::Timeout => StatusCode::GATEWAY_TIMEOUT,
-            CallError::Start(_) | CallError::Trap(_) | CallError::NoAnswer | CallError::Answer(_) | CallError::BadAnswer(_) => {
-                StatusCode::INTERNAL_SERVER_ERROR
-            }
+            CallError::Start(_)
+            | CallError::Trap(_)
+            | CallError::NoAnswer
+            | CallError::Answer(_)
+            | CallError::BadAnswer(_) => StatusCode::INTERNAL_SERVER_ERROR,
         },
     }
 }
@@ -83,9 +96,9 @@ const fn sentence(error: &RequestError) -> &'static str {
         RequestError::Busy(_) => "the service is busy, try again",
         RequestError::Call { error: CallError::NoRoom(_), .. } => "the host is busy, try again",
         RequestError::Call { error: CallError::Timeout, .. } => "the service did not answer in time",
-        RequestError::TooManyResponseHeaders { .. } | RequestError::InformationalStatus { .. } | RequestError::Call { .. } => {
-            "the service failed"
-        }
+        RequestError::TooManyResponseHeaders { .. }
+        | RequestError::InformationalStatus { .. }
+        | RequestError::Call { .. } => "the service failed",
     }
 }
 
@@ -130,15 +143,20 @@ pub fn report(ingress: &Ingress, error: &RequestError, id: &RequestId) {
     let blame = error.blame();
     let (service, release) = match error {
         RequestError::Call { service, release, .. } => (service.as_str(), release.short()),
-        RequestError::TooManyResponseHeaders { service, .. } | RequestError::InformationalStatus { service, .. } => (service.as_str(), ""),
+        RequestError::TooManyResponseHeaders { service, .. }
+        | RequestError::InformationalStatus { service, .. } => (service.as_str(), ""),
         _ => ("", ""),
     };
     let request_id = id.as_str();
     match blame {
         Blame::Client => tracing::debug!(request_id, blame = blame.label(), "{chain}"),
         // Under overload there is one per request; the metrics tell how many.
-        Blame::Guest | Blame::Upstream if matches!(error, RequestError::Busy(_)) => tracing::debug!(request_id, "{chain}"),
-        Blame::Guest | Blame::Upstream => tracing::warn!(service, release, request_id, blame = blame.label(), "{chain}"),
+        Blame::Guest | Blame::Upstream if matches!(error, RequestError::Busy(_)) => {
+            tracing::debug!(request_id, "{chain}")
+        }
+        Blame::Guest | Blame::Upstream => {
+            tracing::warn!(service, release, request_id, blame = blame.label(), "{chain}")
+        }
         Blame::Host => tracing::error!(service, release, request_id, blame = blame.label(), "{chain}"),
     }
 }
@@ -180,11 +198,21 @@ impl http_body::Body for ResponseBody {
     type Data = Bytes;
     type Error = BodyError;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        match &mut self.content {
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        if let Some(in_flight) = &self.in_flight {
+            in_flight.taken();
+        }
+        let polled = match &mut self.content {
             Content::Guest(body) => Pin::new(body).poll_frame(cx),
             Content::Full(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
+        };
+        if let (Poll::Ready(Some(Ok(_))), Some(in_flight)) = (&polled, &self.in_flight) {
+            in_flight.offered();
         }
+        polled
     }
 
     fn is_end_stream(&self) -> bool {
@@ -197,7 +225,9 @@ impl http_body::Body for ResponseBody {
     fn size_hint(&self) -> SizeHint {
         match &self.content {
             Content::Guest(body) => body.size_hint(),
-            Content::Full(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64)),
+            Content::Full(bytes) => {
+                SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64))
+            }
         }
     }
 }

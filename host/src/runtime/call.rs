@@ -21,7 +21,7 @@ use wasmtime_wasi_http::{WasiBody, WasiHttpView as _, p2, p3};
 use crate::blame::Blame;
 use crate::metrics::Failure;
 use crate::runtime::deadline::Watch;
-use crate::runtime::instance::{Exports, Instance, take_idle};
+use crate::runtime::instance::{Exports, Instance, let_idle_go, take_idle};
 use crate::runtime::release::{Release, Sandbox};
 use crate::runtime::state::ResponseEnd;
 
@@ -51,7 +51,7 @@ pub struct Cause(String);
 
 impl Cause {
     fn of(error: &wasmtime::Error) -> Self {
-        Self(format!("{error:?}"))
+        Self(format!("{error:#}"))
     }
 }
 
@@ -59,7 +59,12 @@ impl CallError {
     pub const fn blame(&self) -> Blame {
         match self {
             Self::NoRoom(_) => Blame::Host,
-            Self::Start(_) | Self::Trap(_) | Self::Timeout | Self::NoAnswer | Self::Answer(_) | Self::BadAnswer(_) => Blame::Guest,
+            Self::Start(_)
+            | Self::Trap(_)
+            | Self::Timeout
+            | Self::NoAnswer
+            | Self::Answer(_)
+            | Self::BadAnswer(_) => Blame::Guest,
         }
     }
 
@@ -84,12 +89,16 @@ type Head = Result<Response<WasiBody>, CallError>;
 ///
 /// # Errors
 /// When the guest failed before it answered.
-pub async fn call(release: &Release, request: Request<WasiBody>, held: Held) -> Result<Response<Body>, CallError> {
+pub async fn call(
+    release: &Release,
+    request: Request<WasiBody>,
+    held: Held,
+) -> Result<Response<Body>, CallError> {
     let now = Instant::now();
     let over_at = now + release.sandbox.limits.response_timeout.get();
     let mut instance = match take_idle(release) {
         Some(instance) => instance,
-        None => Instance::make(release).await.map_err(|error| start_error(&error))?,
+        None => make(release).await?,
     };
     instance.begin(now + release.sandbox.request_timeout());
     let (head_sender, mut head) = oneshot::channel();
@@ -117,6 +126,17 @@ pub async fn call(release: &Release, request: Request<WasiBody>, held: Held) -> 
     let declared = answered.headers().get(http::header::CONTENT_LENGTH);
     let declared_bytes = declared.and_then(|length| length.to_str().ok()?.parse().ok());
     Ok(answered.map(|body| Body { body: Some(body), sent_bytes: 0, declared_bytes, work: Some(work) }))
+}
+
+/// Makes an instance; if the host is full, this thread's idle ones make room.
+async fn make(release: &Release) -> Result<Instance, CallError> {
+    match Instance::make(release).await.map_err(|error| start_error(&error)) {
+        Err(CallError::NoRoom(_)) => {
+            let_idle_go();
+            Instance::make(release).await.map_err(|error| start_error(&error))
+        }
+        made => made,
+    }
 }
 
 fn start_error(error: &wasmtime::Error) -> CallError {
@@ -245,7 +265,12 @@ impl Work {
     /// Drives the guest. When it is over, its instance is back in the pool or gone.
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), CallError>> {
         let Some(guest) = &mut self.guest else { return Poll::Ready(Ok(())) };
-        let ended = match guest.as_mut().poll(cx) {
+        let mut polled = guest.as_mut().poll(cx);
+        if polled.is_pending() && !self.watch.is_armed() {
+            // A guest often wakes itself within its first poll: a second look is cheaper than a timer.
+            polled = guest.as_mut().poll(cx);
+        }
+        let ended = match polled {
             Poll::Ready(ended) => ended,
             Poll::Pending => {
                 ready!(self.watch.poll_passed(cx));
@@ -368,7 +393,9 @@ impl Body {
         match (ended, self.poll_written(cx)) {
             (Poll::Ready(Err(error)), _) => Poll::Ready(Some(Err(error.into()))),
             (_, Poll::Ready(piece)) => Poll::Ready(piece),
-            (Poll::Ready(Ok(())), Poll::Pending) => Poll::Ready(Some(Err(BodyError::Call(CallError::NoAnswer)))),
+            (Poll::Ready(Ok(())), Poll::Pending) => {
+                Poll::Ready(Some(Err(BodyError::Call(CallError::NoAnswer))))
+            }
             (Poll::Pending, Poll::Pending) => Poll::Pending,
         }
     }
@@ -380,6 +407,41 @@ impl Body {
             Some(Err(error)) => Poll::Ready(Some(Err(self.break_off(cx, &error)))),
             None => Poll::Ready(None),
         }
+    }
+
+    /// Counts a piece on its way to the client.
+    fn pass(&mut self, cx: &mut Context<'_>, frame: Frame<Bytes>) -> Result<Frame<Bytes>, BodyError> {
+        self.sent_bytes += frame.data_ref().map_or(0, |data| data.len() as u64);
+        let Some(work) = &mut self.work else { return Ok(frame) };
+        if self.sent_bytes > work.sandbox.limits.response_body.get() {
+            return Err(self.fail(BodyError::TooLarge));
+        }
+        let is_last = self.declared_bytes == Some(self.sent_bytes);
+        match if is_last { work.poll(cx) } else { Poll::Pending } {
+            // Most guests end with their last byte: then no task has to be made for what is left.
+            Poll::Ready(ended) => {
+                if let Err(error) = ended {
+                    report_late(&work.sandbox, &error);
+                }
+                self.work = None;
+            }
+            Poll::Pending => work.extend(),
+        }
+        Ok(frame)
+    }
+
+    /// Ends the body and the guest's work on it.
+    fn fail(&mut self, error: BodyError) -> BodyError {
+        self.body = None;
+        if let Some(work) = self.work.take() {
+            match &error {
+                BodyError::Call(error) => report_late(&work.sandbox, error),
+                BodyError::Body(_) | BodyError::TooLarge => {
+                    report_late(&work.sandbox, &CallError::BadAnswer(Cause(error.to_string())));
+                }
+            }
+        }
+        error
     }
 
     /// A broken body is most often the echo of a trap, which says more.
@@ -395,43 +457,21 @@ impl http_body::Body for Body {
     type Data = Bytes;
     type Error = BodyError;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        let piece = ready!(self.poll_piece(cx));
-        match &piece {
-            Some(Ok(frame)) => {
-                self.sent_bytes += frame.data_ref().map_or(0, |data| data.len() as u64);
-                let is_last = self.declared_bytes == Some(self.sent_bytes);
-                let sent_bytes = self.sent_bytes;
-                if let Some(work) = &mut self.work {
-                    if is_last && work.poll(cx).is_ready() {
-                        // Most guests end with their last byte: then no task has to be made for what is left.
-                        self.work = None;
-                        return Poll::Ready(piece);
-                    }
-                    work.extend();
-                    if sent_bytes > work.sandbox.limits.response_body.get() {
-                        report_late(&work.sandbox, &CallError::BadAnswer(Cause(BodyError::TooLarge.to_string())));
-                        self.work = None;
-                        self.body = None;
-                        return Poll::Ready(Some(Err(BodyError::TooLarge)));
-                    }
-                }
-            }
-            Some(Err(error)) => {
-                if let (BodyError::Call(error), Some(work)) = (error, &self.work) {
-                    report_late(&work.sandbox, error);
-                }
-                self.body = None;
-                self.work = None;
-            }
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        Poll::Ready(match ready!(self.poll_piece(cx)) {
+            Some(Ok(frame)) => Some(self.pass(cx, frame)),
+            Some(Err(error)) => Some(Err(self.fail(error))),
             None => {
                 self.body = None;
                 if let Some(work) = self.work.take() {
                     work.finish(cx);
                 }
+                None
             }
-        }
-        Poll::Ready(piece)
+        })
     }
 
     fn is_end_stream(&self) -> bool {

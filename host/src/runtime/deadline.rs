@@ -62,10 +62,17 @@ impl Watch {
         Self { deadline, timer: None }
     }
 
+    /// Whether the call has had to wait before.
+    pub fn is_armed(&self) -> bool {
+        self.timer.is_some()
+    }
+
     /// Ready once the deadline has passed.
     pub fn poll_passed(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let deadline = &self.deadline;
-        let timer = self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline.next_check(Instant::now()).into())));
+        let timer = self.timer.get_or_insert_with(|| {
+            Box::pin(tokio::time::sleep_until(deadline.next_check(Instant::now()).into()))
+        });
         loop {
             if timer.as_mut().poll(cx).is_pending() {
                 return Poll::Pending;

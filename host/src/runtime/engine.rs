@@ -49,9 +49,13 @@ pub enum EngineError {
 
 #[derive(Debug, thiserror::Error)]
 pub enum CompileError {
-    #[error("this is a core WebAssembly module, not a component; build with `--target wasm32-wasip2`, or wrap it by `wasm-tools component new`")]
+    #[error(
+        "this is a core WebAssembly module, not a component; build with `--target wasm32-wasip2`, or wrap it by `wasm-tools component new`"
+    )]
     CoreModule,
-    #[error("this is not WebAssembly: it does not start with `\\0asm`; is `component` in service.toml the right file?")]
+    #[error(
+        "this is not WebAssembly: it does not start with `\\0asm`; is `component` in service.toml the right file?"
+    )]
     NotWasm,
     #[error("the component is not valid: {0}")]
     Invalid(String),
@@ -117,8 +121,11 @@ impl Engines {
             return Ok(component);
         }
         let code = engine.precompile_component(bytes).map_err(CompileError::Compile)?;
-        self.cache.write(&path, &code).map_err(|source| CompileError::Store { path: path.clone(), source })?;
-        deserialize(engine, &path).ok_or_else(|| CompileError::Invalid("its compiled code cannot be read back".to_owned()))
+        self.cache
+            .write(&path, &code)
+            .map_err(|source| CompileError::Store { path: path.clone(), source })?;
+        deserialize(engine, &path)
+            .ok_or_else(|| CompileError::Invalid("its compiled code cannot be read back".to_owned()))
     }
 
     /// Removes the compiled code of components that `is_kept` does not name, and of older engines.
@@ -129,7 +136,10 @@ impl Engines {
 }
 
 fn deserialize(engine: &Engine, path: &Path) -> Option<Component> {
-    #[expect(unsafe_code, reason = "the file's authentication code was checked: this host wrote it for this engine")]
+    #[expect(
+        unsafe_code,
+        reason = "the file's authentication code was checked: this host wrote it for this engine"
+    )]
     let component = unsafe { Component::deserialize_file(engine, path) };
     component.inspect_err(|error| tracing::info!(path = %path.display(), "compiled code is not usable, compiling anew: {error:#}")).ok()
 }
@@ -282,4 +292,3 @@ fn read_or_make_key(path: &Path) -> io::Result<[u8; 32]> {
     file.sync_all()?;
     Ok(key)
 }
-

@@ -146,7 +146,9 @@ pub fn serve_on_this_thread() {
 
 /// Takes the most recently used idle instance of a release from this thread's pool.
 pub(super) fn take_idle(release: &Release) -> Option<Instance> {
-    WORKER.with_borrow_mut(|worker| worker.as_mut()?.idle.get_mut(&release.sandbox.serial)?.pop()).map(|(_, instance)| instance)
+    WORKER
+        .with_borrow_mut(|worker| worker.as_mut()?.idle.get_mut(&release.sandbox.serial)?.pop())
+        .map(|(_, instance)| instance)
 }
 
 /// Drops idle instances that have waited too long or whose release is retired, on this thread.
@@ -158,7 +160,8 @@ pub fn sweep_idle(now: Instant) {
         worker.idle.retain(|_, idle| {
             let expired = |(since, instance): &(Instant, Instance)| {
                 let sandbox = &instance.counted.0;
-                sandbox.retired.load(Ordering::Acquire) || now.saturating_duration_since(*since) >= sandbox.instances.idle.get()
+                sandbox.retired.load(Ordering::Acquire)
+                    || now.saturating_duration_since(*since) >= sandbox.instances.idle.get()
             };
             gone.extend(idle.extract_if(.., |entry| expired(entry)));
             !idle.is_empty()
@@ -167,8 +170,10 @@ pub fn sweep_idle(now: Instant) {
     drop(gone);
 }
 
-/// Drops all idle instances of this thread: it is about to end.
-pub fn sweep_idle_all() {
-    let worker = WORKER.take();
-    drop(worker);
+/// Drops all idle instances of this thread: the host is full, or the thread is about to end.
+pub fn let_idle_go() {
+    // Dropped outside of the borrow: a store's drop may run host code.
+    let gone =
+        WORKER.with_borrow_mut(|worker| worker.as_mut().map(|worker| std::mem::take(&mut worker.idle)));
+    drop(gone);
 }

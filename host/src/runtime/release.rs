@@ -83,7 +83,12 @@ impl Release {
     ///
     /// # Errors
     /// When an import is not satisfied or no handler is exported.
-    pub fn link(linkers: &Linkers, kind: Kind, component: &Component, spec: SandboxSpec) -> Result<Self, LinkError> {
+    pub fn link(
+        linkers: &Linkers,
+        kind: Kind,
+        component: &Component,
+        spec: SandboxSpec,
+    ) -> Result<Self, LinkError> {
         let pre = linkers.get(kind).instantiate_pre(component).map_err(|error| explain(&error))?;
         let handler = Handler::of(component, pre)?;
         let limits = &spec.limits;

@@ -29,7 +29,9 @@ pub enum DeployError {
     Journal(#[source] JournalError),
     #[error("keep the bundle")]
     Fetch(#[source] StoreError),
-    #[error("the manifest has no `[[route]]`, so no request would reach the service; add one with `path = \"/...\"`")]
+    #[error(
+        "the manifest has no `[[route]]`, so no request would reach the service; add one with `path = \"/...\"`"
+    )]
     NoRoute,
     #[error("{count} routes are more than the host takes of one service (`routes_per_service` = {max})")]
     TooManyRoutes { count: usize, max: u32 },
@@ -39,7 +41,9 @@ pub enum DeployError {
     Route(#[from] PathPatternError),
     #[error("`limits.memory` = {asked} is more than the host gives (`memory_per_instance` = {max})")]
     Memory { asked: ByteCount, max: ByteCount },
-    #[error("secret `{secret}` comes from the environment variable `{variable}`, which the host does not have; set it where `stoa serve` runs")]
+    #[error(
+        "secret `{secret}` comes from the environment variable `{variable}`, which the host does not have; set it where `stoa serve` runs"
+    )]
     Secret { secret: String, variable: String },
     #[error("`{0}` is both a setting and a secret; rename one")]
     SettingTwice(String),
@@ -54,7 +58,11 @@ pub enum DeployError {
     #[error("the new release does not start")]
     Start(#[source] CallError),
     #[error("the health check `GET {path}` of the new release failed")]
-    Health { path: String, #[source] error: CallError },
+    Health {
+        path: String,
+        #[source]
+        error: CallError,
+    },
     #[error("the health check `GET {path}` of the new release answered {status}; it must answer 2xx")]
     Unhealthy { path: String, status: StatusCode },
     #[error("the health check `GET {path}` of the new release took longer than {limit}")]
@@ -66,7 +74,10 @@ impl DeployError {
     pub const fn step(&self) -> &'static str {
         match self {
             Self::Busy | Self::Interrupted => "queue",
-            Self::Fetch(_) | Self::NoSuchRelease { .. } | Self::NothingToRollBackTo(_) | Self::NotDeployed(_) => "fetch",
+            Self::Fetch(_)
+            | Self::NoSuchRelease { .. }
+            | Self::NothingToRollBackTo(_)
+            | Self::NotDeployed(_) => "fetch",
             Self::NoRoute
             | Self::TooManyRoutes { .. }
             | Self::TooManyServices { .. }
@@ -78,7 +89,9 @@ impl DeployError {
             | Self::Conflict(_) => "check",
             Self::Compile(_) => "compile",
             Self::Link(_) => "link",
-            Self::Start(_) | Self::Health { .. } | Self::Unhealthy { .. } | Self::HealthTimeout { .. } => "warm",
+            Self::Start(_) | Self::Health { .. } | Self::Unhealthy { .. } | Self::HealthTimeout { .. } => {
+                "warm"
+            }
             Self::Journal(_) => "publish",
         }
     }
@@ -88,7 +101,9 @@ impl DeployError {
             Self::Busy => StatusCode::TOO_MANY_REQUESTS,
             Self::Interrupted => StatusCode::SERVICE_UNAVAILABLE,
             Self::Journal(_) | Self::Fetch(_) => StatusCode::INTERNAL_SERVER_ERROR,
-            Self::NotDeployed(_) | Self::NoSuchRelease { .. } | Self::NothingToRollBackTo(_) => StatusCode::NOT_FOUND,
+            Self::NotDeployed(_) | Self::NoSuchRelease { .. } | Self::NothingToRollBackTo(_) => {
+                StatusCode::NOT_FOUND
+            }
             Self::Conflict(_) => StatusCode::CONFLICT,
             _ => StatusCode::UNPROCESSABLE_ENTITY,
         }

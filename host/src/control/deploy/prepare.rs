@@ -41,7 +41,12 @@ impl Steps {
 
 impl Deployer {
     /// Takes a bundle through all steps up to `publish`.
-    pub(super) async fn prepare(&self, bundle: Bundle, action: Action, steps: &mut Steps) -> Result<Ready, DeployError> {
+    pub(super) async fn prepare(
+        &self,
+        bundle: Bundle,
+        action: Action,
+        steps: &mut Steps,
+    ) -> Result<Ready, DeployError> {
         let begun = Instant::now();
         let routes = self.check(&bundle.manifest)?;
         let spec = self.grant(&bundle)?;
@@ -56,7 +61,8 @@ impl Deployer {
         steps.done("compile", begun);
 
         let begun = Instant::now();
-        let release = Release::link(&self.parts.linkers, kind, &component, spec).map_err(DeployError::Link)?;
+        let release =
+            Release::link(&self.parts.linkers, kind, &component, spec).map_err(DeployError::Link)?;
         let slot = Slot::new(release);
         let prepared = self
             .parts
@@ -82,11 +88,16 @@ impl Deployer {
             return Err(DeployError::TooManyRoutes { count, max: limits.routes_per_service });
         }
         let live = self.parts.catalog.snapshot();
-        if live.get(&manifest.name).is_none() && live.len() >= usize::try_from(limits.services).unwrap_or(usize::MAX) {
+        if live.get(&manifest.name).is_none()
+            && live.len() >= usize::try_from(limits.services).unwrap_or(usize::MAX)
+        {
             return Err(DeployError::TooManyServices { max: limits.services });
         }
         if manifest.limits.memory > limits.memory_per_instance {
-            return Err(DeployError::Memory { asked: manifest.limits.memory, max: limits.memory_per_instance });
+            return Err(DeployError::Memory {
+                asked: manifest.limits.memory,
+                max: limits.memory_per_instance,
+            });
         }
         manifest.routes.iter().map(parse_route).collect()
     }
@@ -104,7 +115,11 @@ impl Deployer {
                 .map_err(|_| DeployError::Secret { secret: name.clone(), variable: secret.env.clone() })?;
             settings.push((name.clone(), value));
         }
-        let outbound = Outbound::new(&manifest.outbound.allow, &manifest.limits, self.parts.limits.outbound_idle_connections)?;
+        let outbound = Outbound::new(
+            &manifest.outbound.allow,
+            &manifest.limits,
+            self.parts.limits.outbound_idle_connections,
+        )?;
         Ok(SandboxSpec {
             service: manifest.name.clone(),
             release: bundle.release.clone(),
