@@ -3,6 +3,7 @@
 //! One binary, because linking the engine into many costs minutes. Reading order is that of the user: requests,
 //! deploys, swaps, limits, then those who mean harm, then the operator's tools, then the house itself.
 
+#![expect(unsafe_code, reason = "signals and limits of child processes are plain system calls")]
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
