@@ -130,3 +130,114 @@ impl<R> Snapshot<R> {
         self.services.is_empty()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const PATHS: [&str; 3] = ["/a", "/b/{id}", "/{*rest}"];
+    const REQUESTS: [&str; 3] = ["/a", "/b/7", "/c/d"];
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Deploy { service: usize, path: usize },
+        Undeploy { service: usize },
+        Request { path: usize },
+        End { request: usize },
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            3 => (0..3usize, 0..3usize).prop_map(|(service, path)| Step::Deploy { service, path }),
+            1 => (0..3usize).prop_map(|service| Step::Undeploy { service }),
+            4 => (0..3usize).prop_map(|path| Step::Request { path }),
+            4 => (0..8usize).prop_map(|request| Step::End { request }),
+        ]
+    }
+
+    /// What should be so, kept in the plainest way: who has which path, and which release each request is on.
+    #[derive(Default)]
+    struct Model {
+        serving: BTreeMap<usize, (usize, usize)>,
+        requests: Vec<(Lease<usize>, usize)>,
+        slots: Vec<Arc<Slot<usize>>>,
+    }
+
+    impl Model {
+        fn owner(&self, path: usize) -> Option<(usize, usize)> {
+            let named = |(service, (at, release)): (&usize, &(usize, usize))| {
+                (*at == path).then_some((*service, *release))
+            };
+            self.serving.iter().find_map(named)
+        }
+
+        /// The most specific path that anybody has and that fits the request.
+        fn answers(&self, path: usize) -> Option<usize> {
+            self.owner(path).or_else(|| self.owner(2)).map(|(_, release)| release)
+        }
+    }
+
+    fn name(service: usize) -> ServiceName {
+        format!("s{service}").parse().expect("a name")
+    }
+
+    fn deploy(catalog: &Catalog<usize>, model: &mut Model, service: usize, path: usize) {
+        let release = model.slots.len();
+        let slot = Slot::new(release);
+        let route = Route { host: None, methods: Vec::new(), path: PATHS[path].parse().expect("a pattern") };
+        let is_taken = model.owner(path).is_some_and(|(owner, _)| owner != service);
+        match catalog.prepare(&name(service), &[route], Arc::clone(&slot)) {
+            Err(_) => assert!(is_taken, "a conflict with nobody"),
+            Ok(prepared) => {
+                assert!(!is_taken, "two owners of one path");
+                let replaced = catalog.publish(prepared).map(|slot| **slot);
+                assert_eq!(
+                    replaced,
+                    model.serving.insert(service, (path, release)).map(|(_, release)| release)
+                );
+                model.slots.push(slot);
+            }
+        }
+    }
+
+    fn run(catalog: &Catalog<usize>, model: &mut Model, step: Step) {
+        match step {
+            Step::Deploy { service, path } => deploy(catalog, model, service, path),
+            Step::Undeploy { service } => {
+                let removed =
+                    catalog.prepare_removal(&name(service)).and_then(|prepared| catalog.publish(prepared));
+                assert_eq!(removed.is_some(), model.serving.remove(&service).is_some());
+            }
+            Step::Request { path } => {
+                match (catalog.lookup("any", &Method::GET, REQUESTS[path]), model.answers(path)) {
+                    (Lookup::Leased(lease), Some(release)) => model.requests.push((lease, release)),
+                    (Lookup::NotFound, None) => {}
+                    _ => panic!("the catalog and the model disagree about `{}`", REQUESTS[path]),
+                }
+            }
+            Step::End { request } if request < model.requests.len() => {
+                drop(model.requests.swap_remove(request))
+            }
+            Step::End { .. } => {}
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn in_any_order_of_swaps_and_requests_each_request_stays_on_the_release_it_found(steps in prop::collection::vec(step(), 1..80)) {
+            let (catalog, mut model) = (Catalog::default(), Model::default());
+            for step in steps {
+                run(&catalog, &mut model, step);
+                for (lease, release) in &model.requests {
+                    prop_assert_eq!(**lease, *release);
+                }
+                for (release, slot) in model.slots.iter().enumerate() {
+                    let on_it = model.requests.iter().filter(|(_, on)| *on == release).count();
+                    prop_assert_eq!(slot.leases(), on_it);
+                }
+            }
+        }
+    }
+}
