@@ -24,3 +24,15 @@ impl Blame {
         }
     }
 }
+
+/// An error and its causes in one line, for the log and the operator; clients never see it.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}

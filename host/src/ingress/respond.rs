@@ -11,7 +11,7 @@ use http::header::{self, HeaderValue};
 use http::{Method, Response, StatusCode};
 use http_body::{Frame, SizeHint};
 
-use crate::blame::Blame;
+use crate::blame::{Blame, chain};
 use crate::ingress::connection::InFlight;
 use crate::ingress::headers::RequestId;
 use crate::ingress::request::Ingress;
@@ -159,17 +159,6 @@ pub fn report(ingress: &Ingress, error: &RequestError, id: &RequestId) {
         }
         Blame::Host => tracing::error!(service, release, request_id, blame = blame.label(), "{chain}"),
     }
-}
-
-fn chain(error: &RequestError) -> String {
-    let mut text = error.to_string();
-    let mut source = std::error::Error::source(error);
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
 }
 
 /// The body of every response.

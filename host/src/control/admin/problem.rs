@@ -91,14 +91,7 @@ impl AdminError {
     }
 
     fn detail(&self) -> String {
-        let mut text = self.to_string();
-        let mut source = std::error::Error::source(self);
-        while let Some(cause) = source {
-            text.push_str(": ");
-            text.push_str(&cause.to_string());
-            source = cause.source();
-        }
-        text
+        crate::blame::chain(self)
     }
 }
 

@@ -45,8 +45,6 @@ pub enum DeployError {
         "secret `{secret}` comes from the environment variable `{variable}`, which the host does not have; set it where `stoa serve` runs"
     )]
     Secret { secret: String, variable: String },
-    #[error("`{0}` is both a setting and a secret; rename one")]
-    SettingTwice(String),
     #[error(transparent)]
     Outbound(#[from] OriginError),
     #[error(transparent)]
@@ -84,7 +82,6 @@ impl DeployError {
             | Self::Route(_)
             | Self::Memory { .. }
             | Self::Secret { .. }
-            | Self::SettingTwice(_)
             | Self::Outbound(_)
             | Self::Conflict(_) => "check",
             Self::Compile(_) => "compile",
@@ -111,13 +108,6 @@ impl DeployError {
 
     /// The whole chain, for the operator.
     pub fn message(&self) -> String {
-        let mut text = self.to_string();
-        let mut source = std::error::Error::source(self);
-        while let Some(cause) = source {
-            text.push_str(": ");
-            text.push_str(&cause.to_string());
-            source = cause.source();
-        }
-        text
+        crate::blame::chain(self)
     }
 }

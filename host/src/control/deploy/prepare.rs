@@ -108,9 +108,6 @@ impl Deployer {
         let mut settings: Vec<(String, String)> =
             manifest.settings.iter().map(|(key, value)| (key.clone(), value.clone())).collect();
         for (name, secret) in &manifest.secrets {
-            if manifest.settings.contains_key(name) {
-                return Err(DeployError::SettingTwice(name.clone()));
-            }
             let value = std::env::var(&secret.env)
                 .map_err(|_| DeployError::Secret { secret: name.clone(), variable: secret.env.clone() })?;
             settings.push((name.clone(), value));
