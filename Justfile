@@ -11,6 +11,10 @@ up: build
 build WHAT='all':
     @scripts/build.sh {{ WHAT }}
 
+# Build the host as it is installed: target/dist/stoa, optimised across crates
+dist:
+    @scripts/build.sh dist
+
 # Build one service and swap it into the running host
 reload NAME:
     ./target/release/stoa build {{ NAME }}
@@ -25,8 +29,8 @@ lint:
     @scripts/lint.sh
 
 # Run one benchmark, for example `just bench http`
-bench NAME *ARGS: build
-    cargo run --release -p stoa-bench -- {{ NAME }} {{ ARGS }}
+bench NAME *ARGS: (build "components") dist
+    ./target/dist/stoa-bench {{ NAME }} {{ ARGS }}
 
 # Format everything
 fmt:

@@ -29,7 +29,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// Starts real servers on loopback ports, drives them, and prints markdown tables for docs/measurements.md.
 ///
-/// Build the host, this program and the components with the release profile first: `just bench NAME` does. Run nothing
+/// Build the host, this program and the components with the profile `dist` first: `just bench NAME` does. Run nothing
 /// else meanwhile. Exits with 1 when a bar is missed, and says by how much.
 #[derive(Parser)]
 #[command(name = "stoa-bench", version)]

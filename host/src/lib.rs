@@ -36,8 +36,8 @@
 //! [`app`] makes everything and knows everyone. [`ingress`] and [`control`] are the data plane and the
 //! control plane; they never import each other and meet in the [`catalog`]. Below them is the [`runtime`],
 //! and below it each [`capability`]. The leaves know only each other: [`config`], [`manifest`] and [`strict`]
-//! for what people write, [`limits`] for every ceiling, [`name`] and [`blame`] for words that must not be
-//! mixed up, [`metrics`] and [`telemetry`] for what the host tells.
+//! for what people write, [`limits`] for every ceiling, [`name`], [`origin`] and [`blame`] for words that
+//! must not be mixed up, [`metrics`] and [`telemetry`] for what the host tells.
 //!
 //! `docs/architecture.md` goes on from here, with every file and the invariants.
 
@@ -59,5 +59,6 @@ pub mod limits;
 pub mod manifest;
 pub mod metrics;
 pub mod name;
+pub mod origin;
 pub mod strict;
 pub mod telemetry;

@@ -229,6 +229,9 @@ limits! {
 /// The epoch's tick: how long a guest may compute before other requests of its thread get a turn.
 pub const EPOCH_TICK: Duration = Duration::from_millis(1);
 
+/// The epoch's tick while no guest computes for that long: what the first turn may take.
+pub const EPOCH_TICK_AT_REST: Duration = Duration::from_millis(4);
+
 /// Guest frames of a trap's backtrace that the log shows.
 pub const BACKTRACE_FRAMES_MAX: usize = 20;
 

@@ -10,6 +10,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::limits::{CONFIG_BYTES_MAX, ServiceLimits, Span};
 use crate::name::ServiceName;
+use crate::origin::Origin;
 use crate::strict::{Document, Shape, StrictError};
 
 /// The file's name inside a bundle.
@@ -72,7 +73,7 @@ pub struct Health {
 pub struct Outbound {
     /// Origins (`https://host[:port]`) that the service may talk to.
     #[serde(default)]
-    pub allow: Vec<String>,
+    pub allow: Vec<Origin>,
 }
 
 /// Where the host finds a secret. The secret itself is never written in a bundle.
@@ -159,7 +160,6 @@ impl Manifest {
         let mut manifest: Self = document.read()?;
         manifest.check_paths(&document)?;
         manifest.check_routes(&document)?;
-        manifest.check_outbound(&document)?;
         manifest.check_settings(&document)?;
         manifest.check_instances(&document)?;
         document.check_limits("limits", &manifest.limits, &ZERO_ALLOWED)?;
@@ -208,17 +208,6 @@ impl Manifest {
         Ok(())
     }
 
-    fn check_outbound(&self, document: &Document<'_>) -> Result<(), StrictError> {
-        for (index, origin) in self.outbound.allow.iter().enumerate() {
-            if !is_origin(origin) {
-                let problem =
-                    format!("`{origin}` is not an origin; write `https://host` or `https://host:port`");
-                return Err(document.refuse(&["outbound", "allow", &index.to_string()], problem));
-            }
-        }
-        Ok(())
-    }
-
     fn check_settings(&self, document: &Document<'_>) -> Result<(), StrictError> {
         for (table, key) in self
             .settings
@@ -261,16 +250,6 @@ fn is_path(path: &str) -> bool {
 
 fn is_host(host: &str) -> bool {
     host.parse::<http::uri::Authority>().is_ok_and(|authority| authority.host() == host)
-}
-
-fn is_origin(origin: &str) -> bool {
-    let Ok(uri) = origin.parse::<http::Uri>() else { return false };
-    matches!(uri.scheme_str(), Some("http" | "https"))
-        && uri
-            .authority()
-            .is_some_and(|authority| !authority.host().is_empty() && !authority.as_str().contains('@'))
-        && matches!(uri.path(), "" | "/")
-        && uri.query().is_none()
 }
 
 fn is_setting_name(name: &str) -> bool {

@@ -41,7 +41,7 @@ pub struct ReleaseId(Arc<str>);
 
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "`{0}` is not a release: use the 64 hexadecimal digits that `stoa history` shows, or at least the first 6 of them"
+    "`{0}` is not a release: use the 64 hexadecimal digits that `stoa history` shows, or as many of the first ones as tell it apart"
 )]
 pub struct ReleaseIdError(String);
 

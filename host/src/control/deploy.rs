@@ -95,7 +95,9 @@ pub struct ServiceStatus {
 
 impl Deployer {
     pub fn new(parts: Parts) -> Arc<Self> {
-        let queue = Semaphore::new(usize::try_from(parts.limits.deploy_queue).unwrap_or(usize::MAX));
+        // One is at work while the others wait.
+        let places = usize::try_from(parts.limits.deploy_queue).unwrap_or(usize::MAX).saturating_add(1);
+        let queue = Semaphore::new(places.min(Semaphore::MAX_PERMITS));
         Arc::new(Self {
             parts,
             turn: Mutex::new(()),

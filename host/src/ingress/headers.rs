@@ -25,6 +25,9 @@ const HOP_BY_HOP: [HeaderName; 7] = [
     header::UPGRADE,
 ];
 
+/// How many headers a guest's request has more than the client's.
+const ADDED: usize = 5;
+
 /// A request's identity, as clients, guests and logs see it.
 #[derive(Clone, Debug)]
 pub struct RequestId(HeaderValue);
@@ -77,12 +80,17 @@ pub fn inward(
     id: &RequestId,
 ) {
     strip_hop_by_hop(headers);
+    headers.reserve(ADDED);
     headers.insert(REQUEST_ID, id.0.clone());
     trace(headers);
     forwarded(headers, peer, is_trusted, host);
 }
 
 fn strip_hop_by_hop(headers: &mut HeaderMap) {
+    // One look at each header that is there costs less than a search for each that might be.
+    if !headers.keys().any(|name| name == header::CONNECTION || HOP_BY_HOP.contains(name)) {
+        return;
+    }
     while let Some(listed) = headers.remove(header::CONNECTION) {
         for name in listed.to_str().unwrap_or_default().split(',') {
             // What the client calls hop-by-hop is not for the guest; the end-to-end framing stays.
@@ -157,14 +165,7 @@ pub fn client_spoke_tls(headers: &HeaderMap) -> bool {
 
 /// Readies a guest's headers for the client.
 pub fn outward(headers: &mut HeaderMap, id: &RequestId) {
-    if headers.contains_key(header::CONNECTION) {
-        headers.remove(header::CONNECTION);
-    }
-    for name in &HOP_BY_HOP {
-        if headers.contains_key(name) {
-            headers.remove(name);
-        }
-    }
+    strip_hop_by_hop(headers);
     id.stamp(headers);
 }
 
@@ -195,6 +196,20 @@ mod tests {
         ]);
         strip_hop_by_hop(&mut headers);
         assert_eq!(headers, map(&[("x-two", "2"), ("content-length", "3")]));
+    }
+
+    #[test]
+    fn a_guests_hop_by_hop_headers_do_not_reach_the_client() {
+        let mut headers = map(&[
+            ("connection", "x-one"),
+            ("x-one", "1"),
+            ("keep-alive", "timeout=5"),
+            ("transfer-encoding", "chunked"),
+            ("content-type", "text/plain"),
+        ]);
+        let id = RequestId::of(&map(&[("x-request-id", "abc")]));
+        outward(&mut headers, &id);
+        assert_eq!(headers, map(&[("content-type", "text/plain"), ("x-request-id", "abc")]));
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! One request, top to bottom: identity, route, lease, place, guest, answer.
 
 use std::net::IpAddr;
+use std::ops::Deref;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -16,14 +17,16 @@ use http_body_util::{BodyExt as _, Empty};
 use hyper::body::Incoming;
 use wasmtime_wasi_http::{Error as WasiError, WasiBody};
 
+use crate::catalog::lease::Lease;
 use crate::catalog::{Catalog, Lookup};
 use crate::ingress::connection::{Activity, InFlight};
 use crate::ingress::headers::{self, RequestId};
 use crate::ingress::respond::{self, RequestError, ResponseBody};
 use crate::limits::HostLimits;
 use crate::metrics::{Failure, Metrics};
+use crate::runtime::admission::Permit;
 use crate::runtime::call;
-use crate::runtime::release::Release;
+use crate::runtime::release::{Release, Sandbox};
 
 /// What serving requests needs.
 pub struct Ingress {
@@ -80,13 +83,18 @@ async fn serve(
     id: &RequestId,
 ) -> Result<Response<call::Body>, RequestError> {
     let arrived = Instant::now();
+    // hyper counts those of HTTP/1 itself.
+    let count = request.headers().len();
+    if count > usize::try_from(ingress.limits.request_headers).unwrap_or(usize::MAX) {
+        return Err(RequestError::TooManyHeaders { count });
+    }
     let target = Target::of(&request)?;
     let lease = match ingress.catalog.lookup(target.host(), request.method(), request.uri().path()) {
-        Lookup::Leased(lease) => Arc::new(lease),
+        Lookup::Leased(lease) => lease,
         Lookup::MethodNotAllowed(methods) => return Err(RequestError::MethodNotAllowed(methods)),
         Lookup::NotFound => return Err(RequestError::NotFound),
     };
-    let sandbox = lease.sandbox();
+    let sandbox = &Arc::clone(lease.sandbox());
     if declared_length(&request).is_some_and(|bytes| bytes > sandbox.limits.request_body.get()) {
         sandbox.metrics.answered(StatusCode::PAYLOAD_TOO_LARGE.as_u16(), arrived.elapsed());
         return Err(RequestError::BodyTooLarge { limit: sandbox.limits.request_body });
@@ -99,8 +107,8 @@ async fn serve(
     let is_trusted = ingress.trusted_proxies.iter().any(|network| network.contains(&peer.address));
     let (request, too_large) =
         inward(request, peer, is_trusted, target, id, sandbox.limits.request_body.get());
-    let held = Box::new((InService::new(&lease), permit));
-    let answered = check(call::call(&lease, request, held).await, &too_large, sandbox);
+    let held = Box::new(InService::new(lease, permit));
+    let answered = check(call::call(held, request).await, too_large.as_deref(), sandbox);
     let status = match &answered {
         Ok(response) => response.status(),
         Err(error) => respond::status(error),
@@ -112,10 +120,10 @@ async fn serve(
 /// What came of a call, when the client's body and the guest's answer are looked at together.
 fn check(
     answered: Result<Response<call::Body>, call::CallError>,
-    too_large: &AtomicBool,
-    sandbox: &crate::runtime::release::Sandbox,
+    too_large: Option<&AtomicBool>,
+    sandbox: &Sandbox,
 ) -> Result<Response<call::Body>, RequestError> {
-    if too_large.load(Ordering::Relaxed) {
+    if too_large.is_some_and(|flag| flag.load(Ordering::Relaxed)) {
         return Err(RequestError::BodyTooLarge { limit: sandbox.limits.request_body });
     }
     let failed = |error| RequestError::Call {
@@ -143,19 +151,30 @@ fn check(
     Ok(response)
 }
 
-/// Counts a request as in flight until the guest is done with it.
-struct InService(Arc<crate::catalog::lease::Lease<Release>>);
+/// A request's hold on its release, counted as in flight until the guest is done with it.
+struct InService {
+    lease: Lease<Release>,
+    _permit: Permit,
+}
 
 impl InService {
-    fn new(lease: &Arc<crate::catalog::lease::Lease<Release>>) -> Self {
+    fn new(lease: Lease<Release>, permit: Permit) -> Self {
         lease.sandbox().metrics.in_flight.inc();
-        Self(Arc::clone(lease))
+        Self { lease, _permit: permit }
+    }
+}
+
+impl Deref for InService {
+    type Target = Release;
+
+    fn deref(&self) -> &Release {
+        &self.lease
     }
 }
 
 impl Drop for InService {
     fn drop(&mut self) {
-        self.0.sandbox().metrics.in_flight.dec();
+        self.sandbox().metrics.in_flight.dec();
     }
 }
 
@@ -210,7 +229,7 @@ fn inward(
     target: Target,
     id: &RequestId,
     body_bytes_max: u64,
-) -> (Request<WasiBody>, Arc<AtomicBool>) {
+) -> (Request<WasiBody>, Option<Arc<AtomicBool>>) {
     let (mut parts, body) = request.into_parts();
     let scheme =
         if is_trusted && headers::client_spoke_tls(&parts.headers) { Scheme::HTTPS } else { Scheme::HTTP };
@@ -221,13 +240,13 @@ fn inward(
     uri.authority = Some(target.authority);
     // Scheme, authority and an absolute path always make a URI.
     parts.uri = Uri::from_parts(uri).unwrap_or_default();
+    if body.is_end_stream() {
+        let empty = Empty::new().map_err(|never| match never {}).boxed_unsync();
+        return (Request::from_parts(parts, empty), None);
+    }
     let too_large = Arc::new(AtomicBool::new(false));
-    let body = if body.is_end_stream() {
-        Empty::new().map_err(|never| match never {}).boxed_unsync()
-    } else {
-        RequestBody { body, left_bytes: body_bytes_max, too_large: Arc::clone(&too_large) }.boxed_unsync()
-    };
-    (Request::from_parts(parts, body), too_large)
+    let body = RequestBody { body, left_bytes: body_bytes_max, too_large: Arc::clone(&too_large) };
+    (Request::from_parts(parts, body.boxed_unsync()), Some(too_large))
 }
 
 /// A client's body, counted.

@@ -25,6 +25,8 @@ use crate::runtime::call::{self, BodyError, CallError};
 pub enum RequestError {
     #[error("bad request: {0}")]
     Bad(&'static str),
+    #[error("{count} request headers, more than `request_headers` allows")]
+    TooManyHeaders { count: usize },
     #[error("no route for this host and path")]
     NotFound,
     #[error("no route for this method")]
@@ -52,9 +54,11 @@ const RETRY_AFTER_SECONDS: HeaderValue = HeaderValue::from_static("1");
 impl RequestError {
     const fn blame(&self) -> Blame {
         match self {
-            Self::Bad(_) | Self::NotFound | Self::MethodNotAllowed(_) | Self::BodyTooLarge { .. } => {
-                Blame::Client
-            }
+            Self::Bad(_)
+            | Self::TooManyHeaders { .. }
+            | Self::NotFound
+            | Self::MethodNotAllowed(_)
+            | Self::BodyTooLarge { .. } => Blame::Client,
             Self::Busy(_) | Self::TooManyResponseHeaders { .. } | Self::InformationalStatus { .. } => {
                 Blame::Guest
             }
@@ -67,6 +71,7 @@ impl RequestError {
 pub const fn status(error: &RequestError) -> StatusCode {
     match error {
         RequestError::Bad(_) => StatusCode::BAD_REQUEST,
+        RequestError::TooManyHeaders { .. } => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
         RequestError::NotFound => StatusCode::NOT_FOUND,
         RequestError::MethodNotAllowed(_) => StatusCode::METHOD_NOT_ALLOWED,
         RequestError::BodyTooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
@@ -90,6 +95,7 @@ pub const fn status(error: &RequestError) -> StatusCode {
 const fn sentence(error: &RequestError) -> &'static str {
     match error {
         RequestError::Bad(what) => what,
+        RequestError::TooManyHeaders { .. } => "there are too many request headers",
         RequestError::NotFound => "no service answers this host and path",
         RequestError::MethodNotAllowed(_) => "this path takes other methods, see Allow",
         RequestError::BodyTooLarge { .. } => "the request body is larger than this service takes",
@@ -131,7 +137,7 @@ pub fn problem(error: &RequestError, id: &RequestId) -> Response<Bytes> {
 /// Counts and logs a failure, where it is handled and nowhere else.
 pub fn report(ingress: &Ingress, error: &RequestError, id: &RequestId) {
     let reason = match error {
-        RequestError::Bad(_) => Some("bad_request"),
+        RequestError::Bad(_) | RequestError::TooManyHeaders { .. } => Some("bad_request"),
         RequestError::NotFound => Some("not_found"),
         RequestError::MethodNotAllowed(_) => Some("method"),
         _ => None,

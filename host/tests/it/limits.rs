@@ -259,6 +259,14 @@ async fn request_headers_beyond_the_limits_are_431() {
     assert_eq!(ask(format!("x-large: {}\r\n", "x".repeat(64 << 10))).await, "HTTP/1.1 431");
 
     let mut connection = host.connect_http2().await;
+    let with = |count: usize| {
+        let fields = (0..count).map(|number| (format!("x-{number}"), "1"));
+        fields.fold(request("GET", "echo", "/"), |request, (name, value)| request.header(name, value))
+    };
+    for (count, status) in [(90, 200), (120, 431)] {
+        let request = with(count).body(empty()).expect("a request");
+        assert_eq!(connection.try_send(request).await.expect("an answer").status, status);
+    }
     let large =
         request("GET", "echo", "/").header("x-large", "x".repeat(48 << 10)).body(empty()).expect("a request");
     match connection.try_send(large).await {

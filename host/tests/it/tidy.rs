@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 const FILE_LINES_MAX: usize = 500;
 const FUNCTION_LINES_MAX: usize = 70;
 
-const LEAVES: [&str; 8] = ["blame", "config", "limits", "manifest", "metrics", "name", "strict", "telemetry"];
+const LEAVES: [&str; 9] =
+    ["blame", "config", "limits", "manifest", "metrics", "name", "origin", "strict", "telemetry"];
 
 /// A source file, by its path below `src/`, without its comments and its tests.
 struct Source {

@@ -2,7 +2,6 @@
 
 use http::StatusCode;
 
-use crate::capability::outbound::OriginError;
 use crate::catalog::route::{PathPatternError, RouteConflict};
 use crate::control::journal::JournalError;
 use crate::control::source::StoreError;
@@ -46,8 +45,6 @@ pub enum DeployError {
     )]
     Secret { secret: String, variable: String },
     #[error(transparent)]
-    Outbound(#[from] OriginError),
-    #[error(transparent)]
     Compile(CompileError),
     #[error(transparent)]
     Link(LinkError),
@@ -82,7 +79,6 @@ impl DeployError {
             | Self::Route(_)
             | Self::Memory { .. }
             | Self::Secret { .. }
-            | Self::Outbound(_)
             | Self::Conflict(_) => "check",
             Self::Compile(_) => "compile",
             Self::Link(_) => "link",

@@ -10,7 +10,7 @@ use wasmtime_wasi_http::WasiBody;
 use super::{DeployError, Deployer, Shown, StepTime, blocking, now_ms};
 use crate::capability::outbound::Outbound;
 use crate::catalog::Prepared;
-use crate::catalog::lease::Slot;
+use crate::catalog::lease::{Lease, Slot};
 use crate::catalog::route::Route;
 use crate::control::journal::Action;
 use crate::control::source::Bundle;
@@ -113,10 +113,11 @@ impl Deployer {
             settings.push((name.clone(), value));
         }
         let outbound = Outbound::new(
+            &manifest.name,
             &manifest.outbound.allow,
             &manifest.limits,
             self.parts.limits.outbound_idle_connections,
-        )?;
+        );
         Ok(SandboxSpec {
             service: manifest.name.clone(),
             release: bundle.release.clone(),
@@ -151,12 +152,12 @@ impl Deployer {
     }
 
     /// Starts one instance and asks its health, as a client would.
-    async fn warm(&self, slot: &Slot<Release>, health: Option<&Health>) -> Result<(), DeployError> {
+    async fn warm(&self, slot: &Arc<Slot<Release>>, health: Option<&Health>) -> Result<(), DeployError> {
         let Some(Health { path }) = health else {
             return call::try_start(slot).await.map_err(DeployError::Start);
         };
         let limit = self.parts.limits.health_timeout;
-        let asking = call::call(slot, health_request(path), Box::new(()));
+        let asking = call::call(Box::new(Lease::take(slot)), health_request(path));
         let response = match tokio::time::timeout(limit.get(), asking).await {
             Ok(Ok(response)) => response,
             Ok(Err(error @ call::CallError::Start(_))) => return Err(DeployError::Start(error)),

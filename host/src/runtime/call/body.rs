@@ -1,0 +1,164 @@
+//! The response body, which drives its guest.
+
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use http::Response;
+use http_body::{Body as _, Frame, SizeHint};
+use wasmtime_wasi_http::WasiBody;
+
+use super::work::Work;
+use super::{CallError, Cause};
+use crate::metrics::Failure;
+
+/// A response body that drives its guest.
+pub struct Body {
+    body: Option<WasiBody>,
+    sent_bytes: u64,
+    /// What the guest said in `content-length`. A server does not ask for more than that.
+    declared_bytes: Option<u64>,
+    work: Option<Work>,
+}
+
+/// The response body broke off.
+#[derive(Debug, thiserror::Error)]
+pub enum BodyError {
+    #[error("the guest failed within its response body")]
+    Call(#[from] CallError),
+    #[error("the guest's response body is not what its headers say")]
+    Body(#[source] Cause),
+    #[error("the response body is larger than `response_body` allows")]
+    TooLarge,
+}
+
+impl Body {
+    pub(super) fn of(answered: Response<WasiBody>, work: Work) -> Response<Self> {
+        let declared = answered.headers().get(http::header::CONTENT_LENGTH);
+        let declared_bytes = declared.and_then(|length| length.to_str().ok()?.parse().ok());
+        answered.map(|body| Self { body: Some(body), sent_bytes: 0, declared_bytes, work: Some(work) })
+    }
+
+    /// For a response whose body must not be sent (HEAD): the guest goes on, its body is read away.
+    pub fn discard(mut self) {
+        let body = self.body.take();
+        if let Some(work) = self.work.take() {
+            work.finish_alone(body);
+        }
+    }
+
+    /// What the guest has written, or else what it writes when it gets to go on.
+    fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        if let Poll::Ready(piece) = self.poll_written(cx) {
+            return Poll::Ready(piece);
+        }
+        let working = self.work.as_mut().filter(|work| !work.is_over());
+        let Some(ended) = working.map(|work| work.poll(cx)) else {
+            // The guest is done, and what it left behind never ends.
+            return Poll::Ready(Some(Err(BodyError::Call(CallError::NoAnswer))));
+        };
+        match (ended, self.poll_written(cx)) {
+            (Poll::Ready(Err(error)), _) => Poll::Ready(Some(Err(error.into()))),
+            (_, Poll::Ready(piece)) => Poll::Ready(piece),
+            (Poll::Ready(Ok(())), Poll::Pending) => {
+                Poll::Ready(Some(Err(BodyError::Call(CallError::NoAnswer))))
+            }
+            (Poll::Pending, Poll::Pending) => Poll::Pending,
+        }
+    }
+
+    fn poll_written(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let Some(body) = &mut self.body else { return Poll::Ready(None) };
+        match ready!(Pin::new(body).poll_frame(cx)) {
+            Some(Ok(frame)) => Poll::Ready(Some(Ok(frame))),
+            Some(Err(error)) => Poll::Ready(Some(Err(self.break_off(cx, &error)))),
+            None => Poll::Ready(None),
+        }
+    }
+
+    /// Counts a piece on its way to the client.
+    fn pass(&mut self, cx: &mut Context<'_>, frame: Frame<Bytes>) -> Result<Frame<Bytes>, BodyError> {
+        self.sent_bytes += frame.data_ref().map_or(0, |data| data.len() as u64);
+        let Some(work) = &mut self.work else { return Ok(frame) };
+        if self.sent_bytes > work.sandbox().limits.response_body.get() {
+            return Err(self.fail(BodyError::TooLarge));
+        }
+        let is_last = self.declared_bytes == Some(self.sent_bytes);
+        match if is_last { work.poll(cx) } else { Poll::Pending } {
+            // Most guests end with their last byte: then no task has to be made for what is left.
+            Poll::Ready(ended) => {
+                if let Err(error) = ended {
+                    work.report_late(&error);
+                }
+                self.work = None;
+            }
+            Poll::Pending => work.extend(),
+        }
+        Ok(frame)
+    }
+
+    /// Ends the body and the guest's work on it.
+    fn fail(&mut self, error: BodyError) -> BodyError {
+        self.body = None;
+        if let Some(work) = self.work.take() {
+            match &error {
+                BodyError::Call(error) => work.report_late(error),
+                BodyError::Body(_) | BodyError::TooLarge => {
+                    work.report_late(&CallError::BadAnswer(Cause(error.to_string())));
+                }
+            }
+        }
+        error
+    }
+
+    /// A broken body is most often the echo of a trap, which says more.
+    fn break_off(&mut self, cx: &mut Context<'_>, error: &wasmtime_wasi_http::Error) -> BodyError {
+        match self.work.as_mut().map(|work| work.poll(cx)) {
+            Some(Poll::Ready(Err(failed))) => BodyError::Call(failed),
+            _ => BodyError::Body(Cause(error.to_string())),
+        }
+    }
+}
+
+impl http_body::Body for Body {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        Poll::Ready(match ready!(self.poll_piece(cx)) {
+            Some(Ok(frame)) => Some(self.pass(cx, frame)),
+            Some(Err(error)) => Some(Err(self.fail(error))),
+            None => {
+                self.body = None;
+                if let Some(work) = self.work.take() {
+                    work.finish(cx);
+                }
+                None
+            }
+        })
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.as_ref().is_none_or(http_body::Body::is_end_stream)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.as_ref().map(http_body::Body::size_hint).unwrap_or_default()
+    }
+}
+
+impl Drop for Body {
+    fn drop(&mut self) {
+        let Some(work) = self.work.take() else { return };
+        let sent_all = self.declared_bytes == Some(self.sent_bytes);
+        if sent_all || self.body.as_ref().is_none_or(http_body::Body::is_end_stream) {
+            // The client has all of it; the guest may still be tidying up.
+            work.finish_alone(self.body.take());
+        } else if !work.is_over() {
+            work.sandbox().metrics.failed(Failure::Cancelled);
+        }
+    }
+}

@@ -1,0 +1,101 @@
+//! The inside of a call: one request handed to the export of either contract.
+
+use http::Request;
+use http_body::Body as _;
+use tokio::sync::oneshot;
+use wasmtime_wasi_http::p2::bindings::http::types::Scheme;
+use wasmtime_wasi_http::{WasiBody, WasiHttpView as _, p2, p3};
+
+use super::{CallError, Cause, Head};
+use crate::runtime::instance::{Exports, Instance};
+
+/// Runs one request in an instance, sends the head on its way, and goes on until the guest is done.
+pub(super) async fn run(
+    mut instance: Instance,
+    request: Request<WasiBody>,
+    head: oneshot::Sender<Head>,
+    reuse: bool,
+) -> Result<(), CallError> {
+    let Instance { store, exports, .. } = &mut instance;
+    let ended = match exports {
+        Exports::P2(proxy) => run_p2(store, proxy, request, head).await,
+        Exports::P3(service) => run_p3(store, service, request, head).await,
+    };
+    match ended {
+        Ok(()) => {
+            if reuse {
+                instance.recycle();
+            }
+            Ok(())
+        }
+        Err(error) => Err(trap(&error)),
+    }
+}
+
+fn trap(error: &wasmtime::Error) -> CallError {
+    match error.downcast_ref::<wasmtime::Trap>() {
+        Some(wasmtime::Trap::Interrupt) => CallError::Timeout,
+        _ => CallError::Trap(Cause::of(error)),
+    }
+}
+
+type Store = wasmtime::Store<crate::runtime::state::State>;
+
+async fn run_p2(
+    store: &mut Store,
+    proxy: &p2::bindings::Proxy,
+    request: Request<WasiBody>,
+    head: oneshot::Sender<Head>,
+) -> wasmtime::Result<()> {
+    let scheme = match request.uri().scheme_str() {
+        Some("https") => Scheme::Https,
+        _ => Scheme::Http,
+    };
+    let mut http = store.data_mut().http();
+    let request = http.new_incoming_request(scheme, request)?;
+    let out = http.new_response_outparam_from_callback(move |answer| {
+        // Nobody waits any more when the client has left.
+        let _ = head.send(answer.map_err(|code| CallError::Answer(Cause(format!("{code:?}")))));
+    })?;
+    proxy.wasi_http_incoming_handler().call_handle(&mut *store, request, out).await
+}
+
+async fn run_p3(
+    store: &mut Store,
+    service: &p3::bindings::Service,
+    request: Request<WasiBody>,
+    head: oneshot::Sender<Head>,
+) -> wasmtime::Result<()> {
+    let has_body = !request.body().is_end_stream();
+    store
+        .run_concurrent(async |accessor| {
+            let request = accessor.with(|mut store| {
+                let http = store.data_mut().http();
+                let (request, _transmitted) = p3::Request::from_http(http.hooks, request);
+                http.table.push(request)
+            })?;
+            let answer = match service.wasi_http_handler().call_handle(accessor, request).await? {
+                Ok(response) => accessor.with(|mut store| {
+                    let response = store.data_mut().http().table.delete(response)?;
+                    Ok(response
+                        .into_http(&mut store, async { Ok(()) })
+                        .map_err(|error| CallError::BadAnswer(Cause::of(&error))))
+                }),
+                Err(code) => wasmtime::error::Ok(Err(CallError::Answer(Cause(format!("{code:?}"))))),
+            }?;
+            let is_good = answer.is_ok();
+            // Nobody waits any more when the client has left.
+            let _ = head.send(answer);
+            std::future::poll_fn(|cx| accessor.poll_no_interesting_tasks(cx)).await;
+            // The guest is done, but a body that came in and that it has handed on still moves through its store.
+            let (may_have_handed_on, response_end) = accessor.with(|mut store| {
+                let state = store.data_mut();
+                (is_good && (has_body || state.has_fetched()), state.response_end.clone())
+            });
+            if may_have_handed_on {
+                std::future::poll_fn(|cx| response_end.poll(cx)).await;
+            }
+            Ok(())
+        })
+        .await?
+}

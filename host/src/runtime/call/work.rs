@@ -1,0 +1,140 @@
+//! The outside of a call: drives the guest's future, and ends it when its time is over.
+
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Instant;
+
+use http::Request;
+use http_body::Body as _;
+use tokio::sync::oneshot;
+use wasmtime_wasi_http::WasiBody;
+
+use super::{CallError, Head, Held, guest};
+use crate::runtime::deadline::{Deadline, Watch};
+use crate::runtime::instance::Instance;
+use crate::runtime::release::Sandbox;
+use crate::runtime::state::ResponseEnd;
+
+type Guest = Pin<Box<dyn Future<Output = Result<(), CallError>> + Send>>;
+
+/// The guest's side of a call, and what it holds.
+pub(super) struct Work {
+    guest: Option<Guest>,
+    response_end: ResponseEnd,
+    deadline: Deadline,
+    watch: Watch,
+    over_at: Instant,
+    held: Held,
+}
+
+impl Work {
+    /// Readies the guest for its first poll.
+    pub(super) fn begin(
+        instance: Instance,
+        request: Request<WasiBody>,
+        head: oneshot::Sender<Head>,
+        held: Held,
+        over_at: Instant,
+    ) -> Self {
+        let state = instance.store.data();
+        let (response_end, deadline) = (state.response_end.clone(), state.deadline.clone());
+        let guest = Some(Box::pin(guest::run(instance, request, head, held.reuses())) as Guest);
+        Self { guest, response_end, deadline, watch: Watch::default(), over_at, held }
+    }
+
+    pub(super) fn sandbox(&self) -> &Sandbox {
+        &self.held.sandbox
+    }
+
+    pub(super) fn is_over(&self) -> bool {
+        self.guest.is_none()
+    }
+
+    /// Drives the guest. When it is over, its instance is back in the pool or gone.
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), CallError>> {
+        let Some(guest) = &mut self.guest else { return Poll::Ready(Ok(())) };
+        let mut polled = guest.as_mut().poll(cx);
+        if polled.is_pending() && !self.watch.is_armed() {
+            // A guest often wakes itself within its first poll: a second look is cheaper than a timer.
+            polled = guest.as_mut().poll(cx);
+        }
+        let ended = match polled {
+            Poll::Ready(ended) => ended,
+            Poll::Pending => {
+                ready!(self.watch.poll_passed(&self.deadline, cx));
+                Err(CallError::Timeout)
+            }
+        };
+        self.guest = None;
+        Poll::Ready(ended)
+    }
+
+    /// Progress was made: the guest has its time again, up to the end of the whole response.
+    pub(super) fn extend(&self) {
+        if self.guest.is_some() {
+            self.deadline.set(self.over_at.min(Instant::now() + self.sandbox().request_timeout()));
+        }
+    }
+
+    /// The response has ended. A guest that only waited for that is done at once.
+    pub(super) fn finish(mut self, cx: &mut Context<'_>) {
+        // A guest that is done has left its instance, which may serve another call by now.
+        if self.guest.is_none() {
+            return;
+        }
+        if !self.response_end.tell() {
+            return self.finish_alone(None);
+        }
+        match self.poll(cx) {
+            Poll::Ready(Ok(())) => {}
+            Poll::Ready(Err(error)) => self.report_late(&error),
+            Poll::Pending => self.finish_alone(None),
+        }
+    }
+
+    /// Goes on without the response, until the guest is done or out of time.
+    pub(super) fn finish_alone(mut self, mut rest: Option<WasiBody>) {
+        if self.guest.is_none() {
+            return;
+        }
+        if rest.is_none() {
+            self.response_end.tell();
+        }
+        let task = async move {
+            let ended = std::future::poll_fn(|cx| {
+                // A body that nobody wants is read away, or the guest would wait for its reader.
+                while let Some(body) = &mut rest {
+                    match Pin::new(body).poll_frame(cx) {
+                        Poll::Ready(Some(Ok(_))) => {}
+                        Poll::Ready(_) => {
+                            rest = None;
+                            self.response_end.tell();
+                        }
+                        Poll::Pending => break,
+                    }
+                }
+                self.poll(cx)
+            })
+            .await;
+            if let Err(error) = ended {
+                self.report_late(&error);
+            }
+        };
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            runtime.spawn(task);
+        }
+    }
+
+    /// A failure after the head was sent reaches no client's eye, so it is counted and logged here.
+    pub(super) fn report_late(&self, error: &CallError) {
+        let sandbox = self.sandbox();
+        sandbox.metrics.failed(error.failure());
+        let cause = std::error::Error::source(error).map(ToString::to_string).unwrap_or_default();
+        tracing::warn!(
+            service = sandbox.service.as_str(),
+            release = sandbox.release.short(),
+            blame = error.blame().label(),
+            "{error} after it had begun to answer: {cause}"
+        );
+    }
+}
