@@ -33,9 +33,10 @@
 //! | to wait | [`sleep`], or [`every`] for a stream of ticks |
 //! | server-sent events | axum's `Sse` over any stream, see [`every`] |
 //! | to call out | [`fetch`] |
+//! | the service's database | [`sql`] |
 //! | the id that the logs know the request by | [`RequestId`] |
 //!
-//! Everything but [`serve!`], [`fetch`] and the clock is ordinary Rust: handlers and routers can be tested on the
+//! Everything but [`serve!`], [`fetch`], [`sql`] and the clock is ordinary Rust: handlers and routers can be tested on the
 //! developer's machine with `cargo test`, no wasm involved.
 
 mod serve;
@@ -49,6 +50,8 @@ mod client;
 mod clock;
 mod problem;
 mod request_id;
+
+pub mod sql;
 
 pub use axum::{self, Router};
 pub use client::{FetchError, fetch};
