@@ -17,6 +17,7 @@ pub const SPIN: &str = "fixture_spin";
 pub const HOG: &str = "fixture_grow_memory";
 pub const TRAP: &str = "fixture_trap";
 pub const HUGE_RESPONSE: &str = "fixture_huge_response";
+pub const SQL_BENCH: &str = "fixture_sql_bench";
 
 /// Where the programs and guests are that a scenario needs.
 #[derive(Clone, clap::Args)]
@@ -59,12 +60,14 @@ impl Places {
     }
 }
 
-/// What is deployed: a manifest and a component.
+/// What is deployed: a manifest, a component, and the files that belong to them.
 #[derive(Clone)]
 pub struct Bundle {
     name: String,
     manifest: String,
     component: Arc<[u8]>,
+    /// Path and text, migrations for example.
+    files: Vec<(String, String)>,
 }
 
 impl Bundle {
@@ -76,30 +79,43 @@ impl Bundle {
             let _ = write!(manifest, "\n[[route]]\npath = \"{path}\"\n");
         }
         let _ = write!(manifest, "\n{tables}");
-        Self { name: name.to_owned(), manifest, component }
+        Self { name: name.to_owned(), manifest, component, files: Vec::new() }
+    }
+
+    /// One more file, such as `migrations/0001_orders.sql`.
+    pub fn with_file(mut self, path: &str, text: &str) -> Self {
+        self.files.push((path.to_owned(), text.to_owned()));
+        self
     }
 
     /// Makes the folder of this bundle below `services`.
     pub fn write(&self, services: &Path) -> Result<()> {
         let folder = services.join(&self.name);
-        fs::create_dir_all(&folder).with_context(|| format!("create `{}`", folder.display()))?;
-        fs::write(folder.join("service.toml"), &self.manifest)?;
-        fs::write(folder.join("component.wasm"), &self.component)?;
+        for (path, content) in self.contents() {
+            let file = folder.join(path);
+            let parent = file.parent().unwrap_or(&folder);
+            fs::create_dir_all(parent).with_context(|| format!("create `{}`", parent.display()))?;
+            fs::write(&file, content).with_context(|| format!("write `{}`", file.display()))?;
+        }
         Ok(())
     }
 
     /// As the admin API takes it.
     pub fn tar(&self) -> Result<Vec<u8>> {
         let mut archive = tar::Builder::new(Vec::new());
-        for (path, content) in
-            [("service.toml", self.manifest.as_bytes()), ("component.wasm", &self.component)]
-        {
+        for (path, content) in self.contents() {
             let mut header = tar::Header::new_gnu();
             header.set_size(content.len() as u64);
             header.set_mode(0o644);
             archive.append_data(&mut header, path, content)?;
         }
         Ok(archive.into_inner()?)
+    }
+
+    /// Path and content of each file.
+    fn contents(&self) -> impl Iterator<Item = (&str, &[u8])> {
+        let always = [("service.toml", self.manifest.as_bytes()), ("component.wasm", &self.component)];
+        always.into_iter().chain(self.files.iter().map(|(path, text)| (path.as_str(), text.as_bytes())))
     }
 }
 
@@ -142,16 +158,20 @@ mod tests {
     #[test]
     fn a_bundle_says_what_it_serves() {
         let bundle =
-            Bundle::new("orders", b"wasm".as_slice().into(), &["/a", "/b"], "[instances]\nmax = 4\n");
+            Bundle::new("orders", b"wasm".as_slice().into(), &["/a", "/b"], "[instances]\nmax = 4\n")
+                .with_file("migrations/1.sql", "select 1");
         let folder = tempfile::tempdir().unwrap();
         bundle.write(folder.path()).unwrap();
         let manifest = fs::read_to_string(folder.path().join("orders/service.toml")).unwrap();
         assert!(manifest.contains("[[route]]\npath = \"/b\"\n\n[instances]\nmax = 4\n"), "{manifest}");
 
+        let migration = fs::read_to_string(folder.path().join("orders/migrations/1.sql")).unwrap();
+        assert_eq!(migration, "select 1");
+
         let tar = bundle.tar().unwrap();
         let mut archive = tar::Archive::new(tar.as_slice());
         let paths: Vec<_> =
             archive.entries().unwrap().map(|entry| entry.unwrap().path().unwrap().into_owned()).collect();
-        assert_eq!(paths, [Path::new("service.toml"), Path::new("component.wasm")]);
+        assert_eq!(paths, ["service.toml", "component.wasm", "migrations/1.sql"].map(Path::new));
     }
 }

@@ -42,6 +42,8 @@ struct Arguments {
 enum Command {
     /// Requests/s, latency, memory and server CPU per request: plain hyper, `wasmtime serve`, Stoa
     Http(scenario::http::Options),
+    /// Statements from a guest and from a native service, on SQLite and on PostgreSQL
+    Sql(scenario::sql::Options),
     /// Swaps two releases under full load: no failed request, no mix of releases, a bounded p99
     Swap(scenario::swap::Options),
     /// How long a deploy of a compiled bundle takes until the new release has answered
@@ -53,6 +55,9 @@ enum Command {
     /// The plain server that the others are compared with
     #[command(hide = true)]
     ServeHyper,
+    /// The native service that `sql` compares with
+    #[command(hide = true)]
+    ServeNativeSql(peers::sql::Options),
     /// Holds idle connections, on behalf of `hostile`
     #[command(hide = true)]
     IdleClients(scenario::hostile::idle::Options),
@@ -61,11 +66,13 @@ enum Command {
 fn main() -> ExitCode {
     let outcome = match Arguments::parse().command {
         Command::Http(options) => scenario::http::run(&options),
+        Command::Sql(options) => scenario::sql::run(&options),
         Command::Swap(options) => scenario::swap::run(&options),
         Command::Deploy(options) => scenario::deploy::run(&options),
         Command::Start(options) => scenario::start::run(&options),
         Command::Hostile(options) => scenario::hostile::run(&options),
         Command::ServeHyper => peers::serve_hyper(),
+        Command::ServeNativeSql(options) => peers::sql::serve(&options),
         Command::IdleClients(options) => scenario::hostile::idle::hold(&options),
     };
     match outcome {

@@ -1,4 +1,7 @@
-//! What the host is compared with: a plain hyper server, which is the least that HTTP costs, and `wasmtime serve`.
+//! What the host is compared with: a plain hyper server, which is the least that HTTP costs, `wasmtime serve`, and a
+//! native service with a database.
+
+pub mod sql;
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -55,8 +58,12 @@ async fn hello(_: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible
 pub fn start_hyper(folder: &Path) -> Result<(Server, SocketAddr)> {
     let mut command = Command::new(std::env::current_exe()?);
     command.arg("serve-hyper");
-    let address = |line: &str| line.strip_prefix("listening http=")?.trim().parse().ok();
-    Server::start(command, &folder.join("hyper.log"), Announces::OnStdout, START_TIMEOUT, address)
+    Server::start(command, &folder.join("hyper.log"), Announces::OnStdout, START_TIMEOUT, parse_listening)
+}
+
+/// Reads `listening http=ADDRESS`, as our own servers say it.
+fn parse_listening(line: &str) -> Option<SocketAddr> {
+    line.strip_prefix("listening http=")?.trim().parse().ok()
 }
 
 pub struct Wasmtime {

@@ -1,6 +1,10 @@
 //! The measurements. Each one starts what it needs, prints its own report, and judges its own bars.
 
+mod turn;
+
 pub mod http;
+
+pub mod sql;
 
 pub mod swap;
 

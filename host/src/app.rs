@@ -12,6 +12,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+use crate::capability::sql::Databases;
 use crate::catalog::Catalog;
 use crate::config::Config;
 use crate::control::admin::{self, AdminState, Readiness};
@@ -77,6 +78,7 @@ async fn serve(
         linkers,
         journal: journal.clone(),
         artifacts: Arc::new(ArtifactStore::open(&data.path)?),
+        databases: Databases::new(&data.path, config.database.url()?.as_deref(), Arc::clone(&metrics))?,
         metrics: Arc::clone(&metrics),
         logs: Arc::clone(&telemetry.hub),
         limits: config.limits.clone(),
@@ -93,7 +95,6 @@ async fn serve(
         address: config.admin.clone(),
     };
     let admin = tokio::spawn(admin::serve(admin_listener, admin::router(state), stop.clone()));
-
     let resumed = deployer.resume().await?;
     if let (Some(dir), None) = (&config.services, &dev) {
         watch::deploy_all(dir, &deployer).await?;

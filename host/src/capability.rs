@@ -2,3 +2,4 @@
 //! service at deploy, and knows none of the others.
 
 pub mod outbound;
+pub mod sql;

@@ -13,6 +13,7 @@ mod deploy;
 mod rollback;
 mod undeploy;
 
+mod db;
 mod history;
 mod logs;
 mod status;
@@ -54,6 +55,8 @@ enum Command {
     History(history::Args),
     /// Show what services write
     Logs(logs::Args),
+    /// Ask a service's database
+    Db(db::Args),
 }
 
 impl Cli {
@@ -69,6 +72,7 @@ impl Cli {
             Command::Status(args) => status::run(&args),
             Command::History(args) => history::run(&args),
             Command::Logs(args) => logs::run(&args),
+            Command::Db(args) => db::run(&args),
         }
     }
 }
@@ -99,6 +103,7 @@ mod tests {
             "stoa status catalog --json",
             "stoa history catalog",
             "stoa logs catalog -f",
+            "stoa db catalog select --write --json",
             "stoa new orders --lang rust",
         ] {
             let parsed = Cli::try_parse_from(line.split(' '));

@@ -42,6 +42,7 @@ pub struct Config {
     pub workers: Option<usize>,
     /// A folder whose bundles are deployed at start.
     pub services: Option<PathBuf>,
+    pub database: DatabaseConfig,
     pub log: LogConfig,
     /// From whom `x-forwarded-*` is believed.
     #[serde(deserialize_with = "networks")]
@@ -58,12 +59,42 @@ impl Default for Config {
             admin_token: None,
             workers: None,
             services: None,
+            database: DatabaseConfig::default(),
             log: LogConfig::default(),
             trusted_proxies: Vec::new(),
             limits: HostLimits::default(),
         }
     }
 }
+
+/// Where services' databases are: in files below the data directory, unless a server is named.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct DatabaseConfig {
+    pub url: Option<String>,
+    /// The environment variable with the URL, which has a password in it.
+    pub url_env: Option<String>,
+}
+
+impl DatabaseConfig {
+    /// The URL of the server, if there is one.
+    ///
+    /// # Errors
+    /// When the variable that it is to come from is not set.
+    pub fn url(&self) -> Result<Option<String>, DatabaseUrlError> {
+        match &self.url_env {
+            Some(name) => match std::env::var(name) {
+                Ok(url) => Ok(Some(url)),
+                Err(_) => Err(DatabaseUrlError(name.clone())),
+            },
+            None => Ok(self.url.clone()),
+        }
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("the database's URL is to come from the environment variable `{0}`, which is not set")]
+pub struct DatabaseUrlError(String);
 
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -227,6 +258,7 @@ const SHAPE: Shape = Shape::Table(&[
     ("admin_token", Shape::Table(&[("env", Shape::Value), ("file", Shape::Value)])),
     ("workers", Shape::Value),
     ("services", Shape::Value),
+    ("database", Shape::Keys(&["url", "url_env"])),
     ("log", Shape::Keys(&["format", "level"])),
     ("trusted_proxies", Shape::Value),
     ("limits", Shape::Keys(HostLimits::KEYS)),

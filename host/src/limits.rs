@@ -173,6 +173,26 @@ limits! {
         outbound_timeout: Span = Span::seconds(10),
         /// Bytes of one outbound response body.
         outbound_response: ByteCount = ByteCount::mib(32),
+        /// Connections to the service's database; on SQLite those that read, beside the one that writes.
+        sql_connections: u32 = 8,
+        /// How long a statement may wait for a free connection.
+        sql_connection_timeout: Span = Span::seconds(5),
+        /// Time for one statement; for a stream of rows, each time that the guest asks for more.
+        sql_timeout: Span = Span::seconds(5),
+        /// Bytes of one statement's text.
+        sql_statement: ByteCount = ByteCount::kib(256),
+        /// Parameters of one statement.
+        sql_parameters: u32 = 1000,
+        /// Rows that `fetch` gives at once; a stream of rows has no such limit.
+        sql_rows: u32 = 10_000,
+        /// Bytes of a parameter, of a row, and of all rows that `fetch` gives at once.
+        sql_result: ByteCount = ByteCount::mib(16),
+        /// Transactions that one request may have open at the same time.
+        sql_transactions: u32 = 4,
+        /// How long a transaction may stay open.
+        sql_transaction_timeout: Span = Span::seconds(10),
+        /// Bytes of the service's whole database; SQLite only.
+        sql_database: ByteCount = ByteCount::gib(4),
     }
 }
 

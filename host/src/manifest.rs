@@ -27,6 +27,8 @@ pub struct Manifest {
     #[serde(default, rename = "route")]
     pub routes: Vec<RouteSpec>,
     pub health: Option<Health>,
+    /// A database of its own; without it there is none.
+    pub database: Option<DatabaseSpec>,
     #[serde(default)]
     pub outbound: Outbound,
     /// Plain values for the guest; numbers and booleans have become text.
@@ -66,6 +68,18 @@ pub struct RouteSpec {
 #[serde(deny_unknown_fields)]
 pub struct Health {
     pub path: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DatabaseSpec {
+    /// The folder with the migrations, relative to the bundle's folder.
+    #[serde(default = "migrations")]
+    pub migrations: PathBuf,
+}
+
+fn migrations() -> PathBuf {
+    "migrations".into()
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -132,7 +146,7 @@ const SHAPE: Shape = Shape::Table(&[
     ("secrets", Shape::Map(&Shape::Table(&[("env", Shape::Value)]))),
     ("instances", Shape::Keys(&["policy", "max", "idle", "retire_after"])),
     ("limits", Shape::Keys(ServiceLimits::KEYS)),
-    ("database", Shape::Later),
+    ("database", Shape::Keys(&["migrations"])),
     ("messaging", Shape::Later),
     ("subscription", Shape::Later),
     ("calls", Shape::Later),

@@ -77,6 +77,22 @@ const ACCEPT_ERRORS: MetricRow = MetricRow {
     meaning: "Failed `accept` calls; the host backs off and goes on.",
 };
 
+const SQL_DURATION: MetricRow = MetricRow {
+    name: "stoa_sql_statement_duration_seconds",
+    labels: &["service"],
+    meaning: "Histogram: one statement, from the first to the last that was asked of the database.",
+};
+const SQL_STATEMENTS: MetricRow = MetricRow {
+    name: "stoa_sql_statements_total",
+    labels: &["service", "outcome"],
+    meaning: "Statements: `done`, `constraint`, `conflict`, `timeout`, `unavailable`, `limit`, `refused` (wrong, denied or too late).",
+};
+const SQL_CONNECTIONS: MetricRow = MetricRow {
+    name: "stoa_sql_connections",
+    labels: &["service", "state"],
+    meaning: "Database connections, `used` and `idle`, when one was last asked for.",
+};
+
 /// Every metric of the host, in the order of the documentation.
 pub const TABLE: &[MetricRow] = &[
     REQUESTS,
@@ -91,6 +107,9 @@ pub const TABLE: &[MetricRow] = &[
     CONNECTIONS,
     CONNECTIONS_CLOSED,
     ACCEPT_ERRORS,
+    SQL_DURATION,
+    SQL_STATEMENTS,
+    SQL_CONNECTIONS,
 ];
 
 const DURATION_BUCKETS_SECONDS: &[f64] =
@@ -113,6 +132,9 @@ pub struct Metrics {
     pub connections: IntGauge,
     pub connections_closed: IntCounterVec,
     pub accept_errors: IntCounter,
+    sql_duration: HistogramVec,
+    sql_statements: IntCounterVec,
+    sql_connections: IntGaugeVec,
 }
 
 /// Why a request failed, as the metric's label.
@@ -126,6 +148,43 @@ pub enum Failure {
 }
 
 const FAILURE_KINDS: [&str; 5] = ["trap", "timeout", "refused", "cancelled", "error"];
+
+/// What came of a statement, as the metric's label.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SqlOutcome {
+    Done,
+    Constraint,
+    Conflict,
+    Timeout,
+    Unavailable,
+    Limit,
+    Refused,
+}
+
+const SQL_OUTCOMES: [&str; 7] =
+    ["done", "constraint", "conflict", "timeout", "unavailable", "limit", "refused"];
+
+/// The handles of one service's database.
+pub struct SqlMetrics {
+    duration: Histogram,
+    statements: [IntCounter; 7],
+    used: IntGauge,
+    idle: IntGauge,
+}
+
+impl SqlMetrics {
+    pub fn ran(&self, took: Duration, outcome: SqlOutcome) {
+        self.duration.observe(took.as_secs_f64());
+        if let Some(counter) = self.statements.get(outcome as usize) {
+            counter.inc();
+        }
+    }
+
+    pub fn connections(&self, used: u32, idle: u32) {
+        self.used.set(i64::from(used));
+        self.idle.set(i64::from(idle));
+    }
+}
 
 /// The handles of one release.
 pub struct ReleaseMetrics {
@@ -147,11 +206,14 @@ impl Metrics {
     pub fn new() -> Result<Self, prometheus::Error> {
         let counters = |row: &MetricRow| IntCounterVec::new(opts(row), row.labels);
         let gauges = |row: &MetricRow| IntGaugeVec::new(opts(row), row.labels);
-        let buckets = HistogramOpts::from(opts(&DURATION)).buckets(DURATION_BUCKETS_SECONDS.to_vec());
+        let histogram = |row: &MetricRow| {
+            let buckets = HistogramOpts::from(opts(row)).buckets(DURATION_BUCKETS_SECONDS.to_vec());
+            HistogramVec::new(buckets, row.labels)
+        };
         let metrics = Self {
             registry: Registry::new(),
             requests: counters(&REQUESTS)?,
-            duration: HistogramVec::new(buckets, DURATION.labels)?,
+            duration: histogram(&DURATION)?,
             in_flight: gauges(&IN_FLIGHT)?,
             instances: gauges(&INSTANCES)?,
             instantiations: counters(&INSTANTIATIONS)?,
@@ -162,6 +224,9 @@ impl Metrics {
             connections: IntGauge::with_opts(opts(&CONNECTIONS))?,
             connections_closed: counters(&CONNECTIONS_CLOSED)?,
             accept_errors: IntCounter::with_opts(opts(&ACCEPT_ERRORS))?,
+            sql_duration: histogram(&SQL_DURATION)?,
+            sql_statements: counters(&SQL_STATEMENTS)?,
+            sql_connections: gauges(&SQL_CONNECTIONS)?,
         };
         metrics.register()?;
         Ok(metrics)
@@ -177,13 +242,16 @@ impl Metrics {
             &self.deploy_failures,
             &self.unrouted,
             &self.connections_closed,
+            &self.sql_statements,
         ] {
             registry.register(Box::new(family.clone()))?;
         }
-        for family in [&self.in_flight, &self.instances] {
+        for family in [&self.in_flight, &self.instances, &self.sql_connections] {
             registry.register(Box::new(family.clone()))?;
         }
-        registry.register(Box::new(self.duration.clone()))?;
+        for family in [&self.duration, &self.sql_duration] {
+            registry.register(Box::new(family.clone()))?;
+        }
         registry.register(Box::new(self.connections.clone()))?;
         registry.register(Box::new(self.accept_errors.clone()))
     }
@@ -198,6 +266,18 @@ impl Metrics {
             in_flight: self.in_flight.with_label_values(&labels),
             instances: self.instances.with_label_values(&labels),
             instantiations: self.instantiations.with_label_values(&labels),
+        }
+    }
+
+    pub fn for_database(&self, service: &ServiceName) -> SqlMetrics {
+        let service = service.as_str();
+        let connections = |state| self.sql_connections.with_label_values(&[service, state]);
+        SqlMetrics {
+            duration: self.sql_duration.with_label_values(&[service]),
+            statements: SQL_OUTCOMES
+                .map(|outcome| self.sql_statements.with_label_values(&[service, outcome])),
+            used: connections("used"),
+            idle: connections("idle"),
         }
     }
 

@@ -40,7 +40,8 @@ impl Connection {
             pause: plan.pause,
             shared,
             stream: None,
-            turn: index,
+            // As far apart as they go: connections that send the same requests do not send them together.
+            turn: index * (plan.targets.len() / plan.connections.max(1)).max(1),
             input: Vec::with_capacity(16 << 10),
             body: Vec::new(),
         }

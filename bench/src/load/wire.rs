@@ -13,6 +13,11 @@ pub fn get(path: &str, close: bool) -> Vec<u8> {
     format!("GET {path} HTTP/1.1\r\nhost: 127.0.0.1\r\n{connection}\r\n").into_bytes()
 }
 
+/// A POST request without content, on a connection that is kept alive.
+pub fn post(path: &str) -> Vec<u8> {
+    format!("POST {path} HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-length: 0\r\n\r\n").into_bytes()
+}
+
 /// A whole reply.
 pub struct Reply<'a> {
     pub status: u16,

@@ -6,28 +6,22 @@
 
 use std::net::SocketAddr;
 use std::path::Path;
-use std::thread::sleep;
-use std::time::Duration;
 
 use anyhow::Result;
 use tempfile::TempDir;
 
 use super::hello;
+use super::turn::{Pace, Summary, Turn};
 use crate::bundle::{Bundle, HELLO, P2_HELLO, Places};
-use crate::histogram::Histogram;
-use crate::load::{Load, Mode, Plan};
 use crate::peers::{self, WASMTIME_ADVICE, WASMTIME_RELEASE, Wasmtime};
 use crate::process::Server;
-use crate::report::{Report, Table, mebibytes, median, millis};
+use crate::report::{Report, Table, mebibytes, millis};
 use crate::stoa::{Home, Stoa};
 
 const HYPER: &str = "plain hyper";
 const REUSE_FOR_EVER: &[&str] = &["--max-instance-reuse-count", "1000000"];
 const REUSE_NEVER: &[&str] =
     &["--max-instance-reuse-count", "1", "--max-instance-concurrent-reuse-count", "1"];
-
-/// Part of each turn that is not counted.
-const WARM_UP: Duration = Duration::from_millis(300);
 
 /// Interleaved rounds of plain hyper, `wasmtime serve` 48 and Stoa, for guests of WASI 0.2 and 0.3.
 #[derive(clap::Args)]
@@ -64,23 +58,11 @@ struct Contender {
     _home: Option<Home>,
 }
 
-struct Turn {
-    requests_per_second: f64,
-    cpu_micros: f64,
-    memory_bytes: u64,
-    latencies: Histogram,
-    failures: Option<String>,
-}
-
 /// A contender's figures over all turns of one number of connections.
 struct Row {
     name: &'static str,
     peer: Option<&'static str>,
-    requests_per_second: f64,
-    cpu_micros: f64,
-    memory_bytes: f64,
-    latencies: Histogram,
-    failures: Vec<String>,
+    summary: Summary,
 }
 
 /// A promise: `name` does at least `bar` times as many requests per unit of processor time as `than`.
@@ -115,10 +97,12 @@ pub fn run(options: &Options) -> Result<()> {
         REUSE_NEVER.join(" ")
     ));
     for connections in &options.connections {
+        let pace =
+            Pace { connections: *connections, seconds: options.seconds, load_threads: options.load_threads };
         for round in 0..options.rounds {
             for index in 0..contenders.len() {
                 let position = (index + round) % contenders.len();
-                contenders[position].take_turn(*connections, options)?;
+                contenders[position].take_turn(&pace)?;
             }
         }
         let rows: Vec<Row> = contenders.iter_mut().map(Contender::sum_up).collect();
@@ -203,70 +187,21 @@ impl Contender {
         Ok(Self { name, peer, path, address, server, turns: Vec::new(), _home: home })
     }
 
-    fn take_turn(&mut self, connections: usize, options: &Options) -> Result<()> {
-        self.server.check_alive()?;
-        self.server.resume()?;
-        let load = Load::start(&Plan {
-            address: self.address,
-            targets: vec![hello(self.path, false)],
-            connections,
-            mode: Mode::KeepAlive,
-            pause: Duration::ZERO,
-            threads: options.load_threads,
-            phases: 3,
-        })?;
-        sleep(WARM_UP);
-        let (cpu, start) = (self.server.cpu()?, std::time::Instant::now());
-        load.enter(1);
-        sleep(Duration::from_secs_f64(options.seconds));
-        load.enter(2);
-        let (cpu, elapsed) = (self.server.cpu()?.saturating_sub(cpu), start.elapsed());
-        let memory = self.server.memory()?;
-        let phases = load.finish()?;
-        self.server.pause()?;
-
-        let failures: Vec<_> = phases
-            .iter()
-            .filter(|figures| figures.failed() > 0)
-            .map(crate::load::Figures::describe_failures)
-            .collect();
-        let measured = &phases[1];
-        let answers = measured.answers as f64;
-        self.turns.push(Turn {
-            requests_per_second: answers / elapsed.as_secs_f64(),
-            cpu_micros: cpu.as_secs_f64() * 1e6 / answers.max(1.0),
-            memory_bytes: memory.now_bytes,
-            latencies: measured.latencies.clone(),
-            failures: (!failures.is_empty()).then(|| failures.join("; ")),
-        });
+    fn take_turn(&mut self, pace: &Pace) -> Result<()> {
+        let targets = vec![hello(self.path, false)];
+        self.turns.push(Turn::take(&mut self.server, self.address, targets, pace)?);
         Ok(())
     }
 
     /// Makes a row of the turns so far, and begins again.
     fn sum_up(&mut self) -> Row {
         let turns = std::mem::take(&mut self.turns);
-        let of = |figure: fn(&Turn) -> f64| median(&turns.iter().map(figure).collect::<Vec<_>>());
-        let mut latencies = Histogram::default();
-        turns.iter().for_each(|turn| latencies.merge(&turn.latencies));
-        Row {
-            name: self.name,
-            peer: self.peer,
-            requests_per_second: of(|turn| turn.requests_per_second),
-            cpu_micros: of(|turn| turn.cpu_micros),
-            memory_bytes: of(|turn| turn.memory_bytes as f64),
-            failures: turns.iter().filter_map(|turn| turn.failures.clone()).collect(),
-            latencies,
-        }
+        Row { name: self.name, peer: self.peer, summary: Summary::of(&turns) }
     }
 }
 
 fn row_of<'a>(rows: &'a [Row], name: &str) -> Option<&'a Row> {
     rows.iter().find(|row| row.name == name)
-}
-
-/// How many times better `row` is than `other`: by requests per second, and by processor time per request.
-fn ratios(row: &Row, other: &Row) -> (f64, f64) {
-    (row.requests_per_second / other.requests_per_second, other.cpu_micros / row.cpu_micros)
 }
 
 fn print_table(rows: &[Row]) {
@@ -283,18 +218,19 @@ fn print_table(rows: &[Row]) {
         "÷ wasmtime by CPU",
     ]);
     for row in rows {
+        let summary = &row.summary;
         let mut cells = vec![
             row.name.to_owned(),
-            format!("{:.0}", row.requests_per_second),
-            millis(row.latencies.quantile(0.5)),
-            millis(row.latencies.quantile(0.99)),
-            format!("{:.1}", row.cpu_micros),
-            mebibytes(row.memory_bytes as u64),
+            format!("{:.0}", summary.requests_per_second),
+            millis(summary.latencies.quantile(0.5)),
+            millis(summary.latencies.quantile(0.99)),
+            format!("{:.1}", summary.cpu_micros),
+            mebibytes(summary.memory_bytes as u64),
         ];
         for other in [Some(HYPER), row.peer] {
             match other.and_then(|name| row_of(rows, name)) {
                 Some(other) => {
-                    let (by_requests, by_cpu) = ratios(row, other);
+                    let (by_requests, by_cpu) = row.summary.ratios(&other.summary);
                     cells.extend([format!("{by_requests:.2}"), format!("{by_cpu:.2}")]);
                 }
                 None => cells.extend(["–".into(), "–".into()]),
@@ -307,17 +243,12 @@ fn print_table(rows: &[Row]) {
 
 fn judge(rows: &[Row], connections: usize, report: &mut Report) {
     for row in rows {
-        let found = row.failures.first().map_or("none", String::as_str);
-        report.judge(
-            &format!("{connections} connections, {}: failed requests", row.name),
-            found,
-            row.failures.is_empty() && row.latencies.count() > 0,
-        );
+        row.summary.judge_failures(&format!("{connections} connections, {}", row.name), report);
     }
     for Bar { name, than, bar } in BARS {
         // A row of `wasmtime` that is missing was announced, and fails the report unless that was asked for.
         let (Some(row), Some(other)) = (row_of(rows, name), row_of(rows, than)) else { continue };
-        let (by_requests, by_cpu) = ratios(row, other);
+        let (by_requests, by_cpu) = row.summary.ratios(&other.summary);
         let what =
             format!("{connections} connections, {name} ÷ {than} by CPU (by requests/s: {by_requests:.2})");
         report.at_least(&what, by_cpu, *bar);

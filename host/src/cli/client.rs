@@ -62,6 +62,15 @@ pub struct Done {
     pub previous: Option<String>,
     pub unchanged: bool,
     pub steps: Vec<StepTime>,
+    #[serde(default)]
+    pub migrations: Migrations,
+}
+
+/// What became of the service's database.
+#[derive(Debug, Default, Deserialize)]
+pub struct Migrations {
+    pub run: Vec<String>,
+    pub kept: Vec<String>,
 }
 
 #[derive(Debug, Deserialize)]

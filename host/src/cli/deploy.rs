@@ -37,7 +37,17 @@ pub fn sentence(done: &Done, verb: &str) -> String {
     }
     let was =
         done.previous.as_deref().map_or_else(String::new, |was| format!(" (was {})", output::short(was)));
-    format!("{service}: {verb} {release} in {} ms{was}", done.millis())
+    let mut told = format!("{service}: {verb} {release} in {} ms{was}", done.millis());
+    if !done.migrations.run.is_empty() {
+        told.push_str(&format!("\n{service}: migrations run: {}", done.migrations.run.join(", ")));
+    }
+    if !done.migrations.kept.is_empty() {
+        let kept = done.migrations.kept.join(", ");
+        told.push_str(&format!(
+            "\n{service}: the database keeps its schema and data; this release does not know the migrations {kept}"
+        ));
+    }
+    told
 }
 
 #[cfg(test)]
@@ -59,6 +69,12 @@ mod tests {
         check(
             r#"{"service":"catalog","release":"3f2a3f2a3f2a3f2a","previous":null,"unchanged":false,"steps":[]}"#,
             "catalog: deployed 3f2a3f2a3f2a in 0 ms",
+        )?;
+        check(
+            r#"{"service":"catalog","release":"3f2a","previous":"91bc","unchanged":false,"steps":[],
+                "migrations":{"run":[],"kept":["0002.sql"]}}"#,
+            "catalog: deployed 3f2a in 0 ms (was 91bc)\ncatalog: the database keeps its schema and data; \
+             this release does not know the migrations 0002.sql",
         )?;
         check(
             r#"{"service":"catalog","release":"3f2a","previous":"3f2a","unchanged":true,"steps":[]}"#,

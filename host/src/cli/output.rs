@@ -31,22 +31,28 @@ pub fn line(text: &str) -> anyhow::Result<()> {
 
 /// Writes rows in columns that are as wide as their widest cell.
 pub fn table<const N: usize>(head: [&str; N], rows: &[[String; N]]) -> anyhow::Result<()> {
+    line(&layout(&head, rows))
+}
+
+/// The same for columns that only the answer knows.
+pub fn rows(head: &[String], rows: &[Vec<String>]) -> anyhow::Result<()> {
     line(&layout(head, rows))
 }
 
-fn layout<const N: usize>(head: [&str; N], rows: &[[String; N]]) -> String {
-    let mut widths = head.map(str::len);
+fn layout(head: &[impl AsRef<str>], rows: &[impl AsRef<[String]>]) -> String {
+    let mut widths: Vec<usize> = head.iter().map(|cell| cell.as_ref().chars().count()).collect();
     for row in rows {
-        for (width, cell) in widths.iter_mut().zip(row) {
+        for (width, cell) in widths.iter_mut().zip(row.as_ref()) {
             *width = (*width).max(cell.chars().count());
         }
     }
-    let render = |cells: &[&str]| {
-        let padded = cells.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}"));
+    let render = |cells: &mut dyn Iterator<Item = &str>| {
+        let padded = cells.zip(&widths).map(|(cell, width)| format!("{cell:width$}"));
         padded.collect::<Vec<_>>().join("  ").trim_end().to_owned()
     };
-    let body = rows.iter().map(|row| render(&row.each_ref().map(String::as_str)));
-    std::iter::once(render(&head)).chain(body).collect::<Vec<_>>().join("\n")
+    let head = render(&mut head.iter().map(AsRef::as_ref));
+    let body = rows.iter().map(|row| render(&mut row.as_ref().iter().map(String::as_str)));
+    std::iter::once(head).chain(body).collect::<Vec<_>>().join("\n")
 }
 
 /// `2026-05-02 12:13:14`, UTC.
@@ -85,7 +91,7 @@ mod tests {
     #[test]
     fn columns_are_as_wide_as_their_widest_cell() {
         let rows = [["a".to_owned(), "1".to_owned()], ["longer".to_owned(), String::new()]];
-        assert_eq!(layout(["NAME", "N"], &rows), "NAME    N\na       1\nlonger");
+        assert_eq!(layout(&["NAME", "N"], &rows), "NAME    N\na       1\nlonger");
     }
 
     #[test]

@@ -16,6 +16,7 @@ use axum::routing::{delete, get, post};
 use serde::Deserialize;
 use tokio::sync::{Semaphore, watch};
 
+use crate::capability::sql::operator::{self, Answer};
 use crate::config::{AdminAddr, AdminToken};
 use crate::control::deploy::{DeployError, Deployer, Done, ServiceStatus};
 use crate::control::journal::HistoryRow;
@@ -119,7 +120,8 @@ pub fn router(state: AdminState) -> Router {
     let changes = Router::new()
         .route("/v1/deploy", post(deploy))
         .route("/v1/services/{name}", delete(undeploy))
-        .route("/v1/services/{name}/rollback", post(rollback));
+        .route("/v1/services/{name}/rollback", post(rollback))
+        .route("/v1/services/{name}/sql", post(sql));
     looks
         .merge(changes)
         .fallback(async || AdminError::NoSuchEndpoint)
@@ -177,6 +179,33 @@ async fn rollback(
     let RollbackTo { to } = wanted.map_err(AdminError::Json)?;
     let (deployer, who) = (shared.admin.deployer, who(&headers));
     to_the_end(async move { deployer.rollback(&service, to.as_deref(), &who).await }).await
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct AskDatabase {
+    statement: String,
+    /// Whether it may change something.
+    #[serde(default)]
+    write: bool,
+}
+
+async fn sql(
+    State(shared): State<Shared>,
+    Path(name): Path<String>,
+    headers: HeaderMap,
+    request: Request,
+) -> Result<Json<Answer>, AdminError> {
+    let service: ServiceName = name.parse()?;
+    let body = upload::read(request.into_body(), ADMIN_BODY_BYTES_MAX as u64).await?.concat();
+    let AskDatabase { statement, write } = serde_json::from_slice(&body).map_err(AdminError::Json)?;
+    let database = shared.admin.deployer.database(&service)?;
+    if write {
+        tracing::info!(service = service.as_str(), who = who(&headers), "an operator writes to a database");
+    }
+    // In a task of its own: the transaction is over before a client that leaves is noticed.
+    let asking = tokio::spawn(async move { operator::ask(&database, statement, write).await });
+    Ok(Json(asking.await.map_err(|_| AdminError::Interrupted)?.map_err(AdminError::Sql)?))
 }
 
 async fn status(State(shared): State<Shared>) -> Json<Vec<ServiceStatus>> {

@@ -1,4 +1,4 @@
-//! From a bundle to a serving release: fetch, check, compile, link, warm, publish, drain, drop.
+//! From a bundle to a serving release: check, fetch, compile, link, migrate, warm, publish, drain, drop.
 //!
 //! One deploy at a time has the turn. A failure before `publish` leaves everything as it was and is
 //! kept in the history with its step and its reason (invariant 3). The journal is written before the
@@ -15,6 +15,7 @@ use serde::Serialize;
 use tokio::sync::{Mutex, Semaphore};
 use tokio_util::task::TaskTracker;
 
+use crate::capability::sql::{Database, Databases};
 use crate::catalog::Catalog;
 use crate::catalog::lease::Slot;
 use crate::control::journal::{Action, HistoryRow, Journal};
@@ -28,6 +29,7 @@ use crate::runtime::release::{Linkers, Release};
 use crate::telemetry::LogHub;
 
 pub use error::DeployError;
+pub use prepare::Migrated;
 use prepare::{Ready, Steps};
 
 /// Everything that a deploy works with.
@@ -37,6 +39,7 @@ pub struct Parts {
     pub linkers: Linkers,
     pub journal: Journal,
     pub artifacts: Arc<ArtifactStore>,
+    pub databases: Databases,
     pub metrics: Arc<Metrics>,
     pub logs: Arc<LogHub>,
     pub limits: HostLimits,
@@ -69,6 +72,7 @@ pub struct Done {
     pub previous: Option<ReleaseId>,
     pub unchanged: bool,
     pub steps: Vec<StepTime>,
+    pub migrations: Migrated,
 }
 
 /// How long a step took.
@@ -166,6 +170,16 @@ impl Deployer {
         }
     }
 
+    /// The database of a service that serves.
+    ///
+    /// # Errors
+    /// When it is not deployed, or has none.
+    pub fn database(&self, service: &ServiceName) -> Result<Arc<Database>, DeployError> {
+        let live = self.parts.catalog.snapshot();
+        let slot = live.get(service).ok_or_else(|| DeployError::NotDeployed(service.clone()))?;
+        slot.sandbox().database.clone().ok_or_else(|| DeployError::NoDatabase(service.clone()))
+    }
+
     /// Takes a service out of the catalog.
     ///
     /// # Errors
@@ -187,7 +201,14 @@ impl Deployer {
         let previous = replaced.map(|slot| self.drain(slot));
         self.parts.logs.forget(service);
         tracing::info!(service = service.as_str(), who, "undeployed");
-        Ok(Done { service: service.clone(), release: None, previous, unchanged: false, steps: Vec::new() })
+        Ok(Done {
+            service: service.clone(),
+            release: None,
+            previous,
+            unchanged: false,
+            steps: Vec::new(),
+            migrations: Migrated::default(),
+        })
     }
 
     /// The common path of deploy and rollback. The caller has the turn.
@@ -202,6 +223,7 @@ impl Deployer {
                 previous: Some(release),
                 unchanged: true,
                 steps: Vec::new(),
+                migrations: Migrated::default(),
             });
         }
         let journal = &self.parts.journal;
@@ -218,6 +240,7 @@ impl Deployer {
                 return Err(error);
             }
         };
+        let migrations = ready.migrated.clone();
         let begun = Instant::now();
         journal.commit(attempt, Some(&release)).await.map_err(DeployError::Journal)?;
         let previous = self.publish(&service, ready).map(|slot| self.drain(slot));
@@ -225,7 +248,14 @@ impl Deployer {
         self.parts.metrics.swaps.with_label_values(&[service.as_str()]).inc();
         tracing::info!(service = service.as_str(), release = release.short(), who, "release is serving");
         self.prune(&service).await;
-        Ok(Done { service, release: Some(release), previous, unchanged: false, steps: steps.into_times() })
+        Ok(Done {
+            service,
+            release: Some(release),
+            previous,
+            unchanged: false,
+            steps: steps.into_times(),
+            migrations,
+        })
     }
 
     fn publish(&self, service: &ServiceName, ready: Ready) -> Option<Arc<Slot<Release>>> {

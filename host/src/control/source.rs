@@ -80,6 +80,10 @@ pub enum BundleError {
     )]
     Unexpected(String),
     #[error(
+        "the bundle has migrations, and its `service.toml` has no `[database]`; add that table, or remove them"
+    )]
+    NoDatabase,
+    #[error(
         "`{0}` is no name of a migration: use at most {MIGRATION_NAME_BYTES_MAX} letters, digits, `_`, `-` and `.`, with `.sql` last"
     )]
     MigrationName(String),
@@ -117,8 +121,11 @@ impl Bundle {
             }
             component => component?,
         };
-        let migrations = read_migrations(&folder.join(MIGRATIONS_DIR), &mut budget)?;
-        Ok(Self::assemble(manifest, text, component, migrations))
+        let migrations = match &manifest.database {
+            Some(database) => read_migrations(&folder.join(&database.migrations), &mut budget)?,
+            None => read_migrations(&folder.join(MIGRATIONS_DIR), &mut budget)?,
+        };
+        Self::assemble(manifest, text, component, migrations).check()
     }
 
     /// Reads a tar as [`Bundle::to_tar`] writes it. The tar is hostile: it may come from anyone who reaches
@@ -134,7 +141,15 @@ impl Bundle {
             .into_iter()
             .map(|(path, content)| (path.trim_start_matches("migrations/").to_owned(), Bytes::from(content)))
             .collect();
-        Ok(Self::assemble(manifest, text, component, migrations))
+        Self::assemble(manifest, text, component, migrations).check()
+    }
+
+    /// What the parts of a bundle must be to each other.
+    fn check(self) -> Result<Self, BundleError> {
+        if self.manifest.database.is_none() && !self.migrations.is_empty() {
+            return Err(BundleError::NoDatabase);
+        }
+        Ok(self)
     }
 
     /// The bundle as a tar that is the same, byte for byte, for the same release.

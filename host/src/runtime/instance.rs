@@ -81,6 +81,7 @@ impl Instance {
     /// Puts an instance that ended its call well back, if its release wants it again.
     pub(super) fn recycle(mut self) {
         self.served += 1;
+        self.store.data_mut().end();
         let sandbox = &self.counted.0;
         let again = self.served < sandbox.instances.retire_after && !sandbox.retired.load(Ordering::Acquire);
         if again {

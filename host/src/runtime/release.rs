@@ -9,6 +9,7 @@ use wasmtime_wasi_http::p2::bindings::ProxyPre;
 use wasmtime_wasi_http::p3::bindings::ServicePre;
 
 use crate::capability::outbound::Outbound;
+use crate::capability::sql::{self, Database};
 use crate::limits::ServiceLimits;
 use crate::manifest::{Instances, Policy};
 use crate::metrics::ReleaseMetrics;
@@ -26,6 +27,7 @@ pub struct Sandbox {
     pub instances: Instances,
     pub settings: Vec<(String, String)>,
     pub outbound: Arc<Outbound>,
+    pub database: Option<Arc<Database>>,
     pub metrics: ReleaseMetrics,
     /// Distinguishes this load of the release from any other in this process.
     pub(super) serial: u64,
@@ -43,6 +45,7 @@ pub struct SandboxSpec {
     pub instances: Instances,
     pub settings: Vec<(String, String)>,
     pub outbound: Arc<Outbound>,
+    pub database: Option<Arc<Database>>,
     pub metrics: ReleaseMetrics,
 }
 
@@ -65,6 +68,14 @@ pub enum LinkError {
         "the component imports `{0}`, which this host does not offer; remove the import, or use a host release that has it"
     )]
     UnknownImport(String),
+    #[error(
+        "the component imports `{import}`, and its `service.toml` has no `{table}`; add the table, or remove the import"
+    )]
+    NotGranted { import: String, table: &'static str },
+    #[error(
+        "the component imports `{0}` for synchronous calls, which its functions are not made for; import `stoa:sql/blocking-database` instead"
+    )]
+    Synchronous(String),
     #[error("the component does not fit the host's interfaces: {0}")]
     Mismatch(String),
     #[error(
@@ -89,6 +100,11 @@ impl Release {
         component: &Component,
         spec: SandboxSpec,
     ) -> Result<Self, LinkError> {
+        if spec.database.is_none()
+            && let Some(import) = import_of(component, "stoa:sql/")
+        {
+            return Err(LinkError::NotGranted { import, table: "[database]" });
+        }
         let pre = linkers.get(kind).instantiate_pre(component).map_err(|error| explain(&error))?;
         let handler = Handler::of(component, pre)?;
         let limits = &spec.limits;
@@ -101,6 +117,7 @@ impl Release {
             instances: spec.instances,
             settings: spec.settings,
             outbound: spec.outbound,
+            database: spec.database,
             metrics: spec.metrics,
             serial: NEXT_SERIAL.fetch_add(1, Ordering::Relaxed),
             retired: AtomicBool::new(false),
@@ -190,11 +207,20 @@ fn linker(engines: &Engines, kind: Kind) -> wasmtime::Result<Linker<State>> {
     let mut linker = Linker::new(engines.get(kind));
     wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
     wasmtime_wasi_http::p2::add_only_http_to_linker_async(&mut linker)?;
+    sql::host::add_blocking_to_linker(&mut linker)?;
     if kind == Kind::Concurrent {
+        sql::host::add_to_linker(&mut linker)?;
         wasmtime_wasi::p3::add_to_linker(&mut linker)?;
         wasmtime_wasi_http::p3::add_to_linker(&mut linker)?;
     }
     Ok(linker)
+}
+
+/// The first import of a component whose name begins so. An interface of types only asks for nothing.
+fn import_of(component: &Component, beginning: &str) -> Option<String> {
+    let component_type = component.component_type();
+    let mut names = component_type.imports(component.engine()).map(|(name, _)| name.to_owned());
+    names.find(|name| name.starts_with(beginning) && !name.contains("/types@"))
 }
 
 fn explain(error: &wasmtime::Error) -> LinkError {
@@ -202,6 +228,10 @@ fn explain(error: &wasmtime::Error) -> LinkError {
     let import = text.split_once("component imports ").and_then(|(_, rest)| rest.split('`').nth(1));
     match import {
         Some(import) if text.contains("was not found in the linker") && !text.contains("type mismatch") => {
+            if import.starts_with("stoa:sql/database@") {
+                // Offered to asynchronous components, and this is none.
+                return LinkError::Synchronous(import.to_owned());
+            }
             LinkError::UnknownImport(import.to_owned())
         }
         _ => LinkError::Mismatch(text),

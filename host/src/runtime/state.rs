@@ -18,6 +18,8 @@ use wasmtime_wasi_http::{
 };
 
 use crate::capability::outbound::Outbound;
+use crate::capability::sql::host::{HasSql, SqlView};
+use crate::capability::sql::session::Session;
 use crate::limits::RANDOM_BYTES_MAX;
 use crate::runtime::deadline::Deadline;
 use crate::runtime::limiter::Limiter;
@@ -30,6 +32,7 @@ pub struct State {
     http: WasiHttpCtx,
     table: ResourceTable,
     hooks: Hooks,
+    sql: Session,
     pub(super) limiter: Limiter,
     /// When the call at work is over.
     pub(super) deadline: Deadline,
@@ -88,6 +91,7 @@ impl State {
             http,
             table,
             hooks: Hooks { outbound: Arc::clone(&sandbox.outbound), has_fetched: false },
+            sql: Session::new(sandbox.database.clone()),
             limiter: Limiter::new(sandbox.limits.memory.as_usize()),
             deadline: Deadline::new(Arc::clone(&sandbox.ended)),
             ticks: 0,
@@ -101,6 +105,11 @@ impl State {
         self.deadline.set(over_at);
         self.response_end.reset();
         self.hooks.has_fetched = false;
+    }
+
+    /// Ends what the call at work has left behind.
+    pub(super) fn end(&mut self) {
+        self.sql.end();
     }
 
     /// Whether the call at work has got a body from outside, which it may have handed on.
@@ -118,6 +127,12 @@ impl WasiView for State {
 impl WasiHttpView for State {
     fn http(&mut self) -> WasiHttpCtxView<'_> {
         WasiHttpCtxView { hooks: &mut self.hooks, table: &mut self.table, ctx: &mut self.http }
+    }
+}
+
+impl HasSql for State {
+    fn sql(&mut self) -> SqlView<'_> {
+        SqlView { session: &mut self.sql, table: &mut self.table }
     }
 }
 

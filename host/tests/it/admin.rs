@@ -166,8 +166,10 @@ async fn a_body_larger_than_any_bundle_is_refused_without_being_kept() {
 
 #[tokio::test]
 async fn every_row_of_the_metrics_table_is_on_the_page_after_some_traffic() {
-    let host = Host::start(&[Bundle::of("release_a"), Bundle::of("trap")]).await;
+    let with_database = Bundle::of("sql").with("[database]");
+    let host = Host::start(&[Bundle::of("release_a"), Bundle::of("trap"), with_database]).await;
     host.get("release-a", "/").await;
+    host.get("sql", "/stream?sql=select%201").await;
     host.get("trap", "/").await;
     host.get("nobody", "/").await;
     host.refused(&Bundle::of("needs_unknown_import")).await;

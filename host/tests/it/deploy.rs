@@ -77,7 +77,7 @@ async fn a_good_bundle_replaces_the_old_release() {
     assert_eq!(done["release"].as_str().map(str::to_owned), host.active_release("shop").await);
     let steps: Vec<&str> =
         done["steps"].as_array().expect("steps").iter().filter_map(|step| step["step"].as_str()).collect();
-    assert_eq!(steps, ["check", "fetch", "compile", "link", "warm", "publish"]);
+    assert_eq!(steps, ["check", "fetch", "compile", "link", "migrate", "warm", "publish"]);
 }
 
 #[tokio::test]
@@ -102,10 +102,10 @@ async fn an_unknown_manifest_key_is_refused_with_its_line_and_the_nearest_key() 
 #[tokio::test]
 async fn a_key_of_a_later_release_is_refused() {
     check(
-        &new("release_b").with("[database]\nmigrations = \"migrations\""),
+        &new("release_b").with("[messaging]\npublish = [\"orders.>\"]"),
         422,
         "fetch",
-        &["database", "not offer it yet"],
+        &["messaging", "not offer it yet"],
     )
     .await;
 }

@@ -1,7 +1,7 @@
 //! The one integration binary: the real program on real ports with real guests.
 //!
 //! One binary, because linking the engine into many costs minutes. Reading order is that of the user: requests,
-//! deploys, swaps, limits, then those who mean harm, then the operator's tools, then the house itself.
+//! deploys, swaps, limits, those who mean harm, what the host gives a guest, then the operator's tools, then the house itself.
 
 #![expect(unsafe_code, reason = "signals and limits of child processes are plain system calls")]
 #![allow(
@@ -27,6 +27,8 @@ mod hostile_clients;
 mod hostile_guests;
 mod limits;
 mod outbound;
+
+mod sql;
 
 mod admin;
 mod cli;

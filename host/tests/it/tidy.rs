@@ -194,9 +194,10 @@ fn the_command_line_knows_the_control_plane_and_nothing_below_it() {
 }
 
 /// A foreign crate's name, or its beginning if it ends with `*`, and where it may be used.
-const FENCES: [(&str, &[&str]); 9] = [
+const FENCES: [(&str, &[&str]); 10] = [
     ("hyper*", &["ingress", "capability/outbound", "control/admin", "cli/client"]),
-    ("sqlx", &["control/journal"]),
+    ("sqlx", &["control/journal", "capability/sql"]),
+    ("libsqlite3_sys", &["capability/sql/sqlite/guard"]),
     ("wasmtime*", &["runtime", "capability", "control/deploy/prepare", "ingress/request"]),
     ("wasmparser", &["runtime/engine"]),
     ("axum", &["control/admin"]),

@@ -7,6 +7,7 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
+use crate::capability::sql::migrate::Words;
 use crate::control::deploy::DeployError;
 use crate::control::source::BundleError;
 use crate::limits::ADMIN_TIMEOUT;
@@ -53,6 +54,8 @@ pub(super) enum AdminError {
     Bundle(#[from] BundleError),
     #[error(transparent)]
     Deploy(#[from] DeployError),
+    #[error("{0}")]
+    Sql(Words),
 }
 
 /// What the client gets. Whoever may ask here may know why it failed, so the whole chain is in it.
@@ -77,7 +80,7 @@ impl AdminError {
             Self::Draining | Self::Interrupted => StatusCode::SERVICE_UNAVAILABLE,
             Self::BodyCut(_) | Self::Json(_) | Self::Query(_) | Self::Name(_) => StatusCode::BAD_REQUEST,
             Self::Followers(_) => StatusCode::TOO_MANY_REQUESTS,
-            Self::Bundle(_) => StatusCode::UNPROCESSABLE_ENTITY,
+            Self::Bundle(_) | Self::Sql(_) => StatusCode::UNPROCESSABLE_ENTITY,
             Self::Deploy(error) => error.status(),
         }
     }

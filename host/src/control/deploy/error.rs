@@ -2,6 +2,8 @@
 
 use http::StatusCode;
 
+use crate::capability::sql::DatabaseError;
+use crate::capability::sql::migrate::MigrateError;
 use crate::catalog::route::{PathPatternError, RouteConflict};
 use crate::control::journal::JournalError;
 use crate::control::source::StoreError;
@@ -50,6 +52,12 @@ pub enum DeployError {
     Link(LinkError),
     #[error(transparent)]
     Conflict(RouteConflict),
+    #[error("`{0}` has no database: its `service.toml` has no `[database]`")]
+    NoDatabase(ServiceName),
+    #[error("make the service's database: {0}")]
+    Database(#[source] DatabaseError),
+    #[error(transparent)]
+    Migrate(MigrateError),
     #[error("the new release does not start")]
     Start(#[source] CallError),
     #[error("the health check `GET {path}` of the new release failed")]
@@ -72,16 +80,19 @@ impl DeployError {
             Self::Fetch(_)
             | Self::NoSuchRelease { .. }
             | Self::NothingToRollBackTo(_)
-            | Self::NotDeployed(_) => "fetch",
+            | Self::NotDeployed(_)
+            | Self::NoDatabase(_) => "fetch",
             Self::NoRoute
             | Self::TooManyRoutes { .. }
             | Self::TooManyServices { .. }
             | Self::Route(_)
             | Self::Memory { .. }
             | Self::Secret { .. }
+            | Self::Database(_)
             | Self::Conflict(_) => "check",
             Self::Compile(_) => "compile",
             Self::Link(_) => "link",
+            Self::Migrate(_) => "migrate",
             Self::Start(_) | Self::Health { .. } | Self::Unhealthy { .. } | Self::HealthTimeout { .. } => {
                 "warm"
             }

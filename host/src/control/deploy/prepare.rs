@@ -5,10 +5,12 @@ use std::time::Instant;
 
 use http::{Method, Request};
 use http_body_util::{BodyExt as _, Empty};
+use serde::Serialize;
 use wasmtime_wasi_http::WasiBody;
 
 use super::{DeployError, Deployer, Shown, StepTime, blocking, now_ms};
 use crate::capability::outbound::Outbound;
+use crate::capability::sql::{Database, migrate};
 use crate::catalog::Prepared;
 use crate::catalog::lease::{Lease, Slot};
 use crate::catalog::route::Route;
@@ -21,7 +23,17 @@ use crate::runtime::release::{Release, SandboxSpec};
 /// A release that only has to be published.
 pub(super) struct Ready {
     pub prepared: Prepared<Release>,
+    pub migrated: Migrated,
     pub shown: Shown,
+}
+
+/// What a deploy did to the service's database, or left as it was.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Migrated {
+    /// Migrations that were run.
+    pub run: Vec<String>,
+    /// Migrations of later releases. Their schema stays, whatever release serves.
+    pub kept: Vec<String>,
 }
 
 /// The clock of a deploy.
@@ -49,7 +61,8 @@ impl Deployer {
     ) -> Result<Ready, DeployError> {
         let begun = Instant::now();
         let routes = self.check(&bundle.manifest)?;
-        let spec = self.grant(&bundle)?;
+        let spec = self.grant(&bundle).await?;
+        let database = spec.database.clone();
         steps.done("check", begun);
 
         let begun = Instant::now();
@@ -72,10 +85,14 @@ impl Deployer {
         steps.done("link", begun);
 
         let begun = Instant::now();
+        let migrated = self.migrate(database.as_deref(), &bundle, action).await?;
+        steps.done("migrate", begun);
+
+        let begun = Instant::now();
         let health = bundle.manifest.health.as_ref().filter(|_| action == Action::Deploy);
         self.warm(&slot, health).await?;
         steps.done("warm", begun);
-        Ok(Ready { prepared, shown: shown(&bundle.manifest) })
+        Ok(Ready { prepared, migrated, shown: shown(&bundle.manifest) })
     }
 
     fn check(&self, manifest: &Manifest) -> Result<Vec<Route>, DeployError> {
@@ -103,7 +120,7 @@ impl Deployer {
     }
 
     /// Settles what the service may use.
-    fn grant(&self, bundle: &Bundle) -> Result<SandboxSpec, DeployError> {
+    async fn grant(&self, bundle: &Bundle) -> Result<SandboxSpec, DeployError> {
         let manifest = &bundle.manifest;
         let mut settings: Vec<(String, String)> =
             manifest.settings.iter().map(|(key, value)| (key.clone(), value.clone())).collect();
@@ -118,6 +135,13 @@ impl Deployer {
             &manifest.limits,
             self.parts.limits.outbound_idle_connections,
         );
+        let database = match &manifest.database {
+            Some(_) => {
+                let opened = self.parts.databases.open(&manifest.name, &manifest.limits).await;
+                Some(opened.map_err(DeployError::Database)?)
+            }
+            None => None,
+        };
         Ok(SandboxSpec {
             service: manifest.name.clone(),
             release: bundle.release.clone(),
@@ -125,6 +149,7 @@ impl Deployer {
             instances: manifest.instances.clone(),
             settings,
             outbound: Arc::new(outbound),
+            database,
             metrics: self.parts.metrics.for_release(&manifest.name, &bundle.release),
         })
     }
@@ -149,6 +174,25 @@ impl Deployer {
             Ok((bundle, kind, component))
         };
         blocking(compile).await?.map_err(DeployError::Compile)
+    }
+
+    /// Brings the schema to what the release wants. A rollback changes nothing: data that a later schema holds
+    /// has no way back.
+    async fn migrate(
+        &self,
+        database: Option<&Database>,
+        bundle: &Bundle,
+        action: Action,
+    ) -> Result<Migrated, DeployError> {
+        let Some(database) = database else { return Ok(Migrated::default()) };
+        let mut migrated = Migrated::default();
+        if action == Action::Deploy {
+            let run = migrate::migrate(database, &bundle.migrations, &bundle.release).await;
+            migrated.run = run.map_err(DeployError::Migrate)?;
+        }
+        let kept = migrate::unknown(database, &bundle.migrations).await;
+        migrated.kept = kept.map_err(DeployError::Migrate)?;
+        Ok(migrated)
     }
 
     /// Starts one instance and asks its health, as a client would.

@@ -6,7 +6,7 @@ use std::fs;
 use super::*;
 use crate::limits::ByteCount;
 
-const MANIFEST: &str = "name = 'a'\ncomponent = '../target/a.wasm'\n";
+const MANIFEST: &str = "name = 'a'\ncomponent = '../target/a.wasm'\n[database]\n";
 
 /// A service's folder with its component outside of it, and the folder that holds both.
 fn service() -> anyhow::Result<(tempfile::TempDir, PathBuf)> {
@@ -273,5 +273,17 @@ fn a_sweep_keeps_what_it_is_told_to_and_drops_what_a_crash_left() -> anyhow::Res
     assert!(matches!(store.get(&dropped.release), Err(StoreError::Unknown(_))));
     let count = |name: &str| fs::read_dir(root.path().join("artifacts").join(name)).map(Iterator::count);
     assert_eq!((count("components")?, count("releases")?), (1, 1));
+    Ok(())
+}
+
+#[test]
+fn migrations_without_a_database_are_refused() -> anyhow::Result<()> {
+    let (_root, folder) = service()?;
+    fs::write(folder.join("service.toml"), MANIFEST.replace("[database]", ""))?;
+    let refused = Bundle::read_dir(&folder, &HostLimits::default()).err().map(|error| error.to_string());
+    assert!(
+        refused.as_deref().is_some_and(|text| text.starts_with("the bundle has migrations")),
+        "{refused:?}"
+    );
     Ok(())
 }
