@@ -54,15 +54,12 @@ impl Body {
         }
         let working = self.work.as_mut().filter(|work| !work.is_over());
         let Some(ended) = working.map(|work| work.poll(cx)) else {
-            // The guest is done, and what it left behind never ends.
-            return Poll::Ready(Some(Err(BodyError::Call(CallError::NoAnswer))));
+            return left_behind(cx);
         };
         match (ended, self.poll_written(cx)) {
             (Poll::Ready(Err(error)), _) => Poll::Ready(Some(Err(error.into()))),
             (_, Poll::Ready(piece)) => Poll::Ready(piece),
-            (Poll::Ready(Ok(())), Poll::Pending) => {
-                Poll::Ready(Some(Err(BodyError::Call(CallError::NoAnswer))))
-            }
+            (Poll::Ready(Ok(())), Poll::Pending) => left_behind(cx),
             (Poll::Pending, Poll::Pending) => Poll::Pending,
         }
     }
@@ -118,6 +115,16 @@ impl Body {
             _ => BodyError::Body(Cause(error.to_string())),
         }
     }
+}
+
+/// The guest is done, and what it has left behind does not come. Either it never ends, or this task has had its
+/// share of the thread, and then everything seems to be pending until the next poll.
+fn left_behind(cx: &Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+    if tokio::task::coop::has_budget_remaining() {
+        return Poll::Ready(Some(Err(BodyError::Call(CallError::NoAnswer))));
+    }
+    cx.waker().wake_by_ref();
+    Poll::Pending
 }
 
 impl http_body::Body for Body {

@@ -15,6 +15,7 @@ backends! {
         returning_gives_rows_and_changes_them,
         a_with_that_writes_writes_once,
         a_statement_that_fails_leaves_nothing_of_itself,
+        a_large_answer_is_whole_however_many_rows_it_has,
         three_hundred_rows_come_in_order_however_they_are_read,
         a_stream_loses_no_row_however_many_there_are,
         a_stream_that_is_left_frees_its_connection,
@@ -113,6 +114,18 @@ async fn a_statement_that_fails_leaves_nothing_of_itself(place: Place) {
         let error = world.outcome(path, &json!({"sql": sql})).await.expect_err("a key twice");
         assert_eq!(error["error"], "constraint", "{path}: {error}");
         assert_eq!(world.rows("select id from t").await, json!([]), "{path}");
+    }
+}
+
+/// A task gets a share of its thread that is counted in steps, of which each row takes one: whichever step is the
+/// last one, nothing of the answer is lost.
+async fn a_large_answer_is_whole_however_many_rows_it_has(place: Place) {
+    let world = place.start().await;
+    let filler = "x".repeat(1000);
+    for rows in 90..=135 {
+        let sql = format!("select n, '{filler}' as filler from ({}) as numbers", numbers(rows));
+        let table = world.outcome("/fetch", &json!({"sql": sql})).await.expect("rows");
+        assert_eq!(table["rows"].as_array().map(Vec::len), usize::try_from(rows).ok());
     }
 }
 
