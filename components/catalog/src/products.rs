@@ -24,9 +24,9 @@ pub struct Product {
 
 /// An amount in the minor unit of its currency (cents for EUR).
 #[derive(Debug, PartialEq, Serialize)]
-struct Price {
-    amount: i64,
-    currency: String,
+pub struct Price {
+    pub amount: i64,
+    pub currency: String,
 }
 
 /// A category and how many products it has.

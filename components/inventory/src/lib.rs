@@ -1,5 +1,7 @@
-//! The shop's inventory over HTTP: what there is of a product, and reservations of it. The rules are in `stock`.
+//! The shop's inventory: what there is of a product, and reservations of it over HTTP; the rules are in `stock`. The goods
+//! of orders are reserved, shipped and released by messages; those rules are in `orders`.
 
+mod orders;
 mod stock;
 
 use serde::Deserialize;
@@ -11,12 +13,14 @@ use stoa::{
         routing::{delete, get, post},
     },
     http::StatusCode,
+    messaging::{Failure, Message, Subscriptions},
     sql,
 };
 
+use orders::{Heard, Placed};
 use stock::{Order, Reservation, Reserved, Stock};
 
-stoa::serve!(router);
+stoa::serve!(router, subscriptions);
 
 const QUANTITY_MAX: i64 = 1_000;
 const AVAILABLE_MAX: i64 = 1_000_000_000;
@@ -28,6 +32,29 @@ fn router() -> Router {
         .route("/reservations", post(reserve))
         .route("/reservations/{id}", delete(release))
         .route("/health", get(health))
+}
+
+fn subscriptions() -> Subscriptions {
+    Subscriptions::new()
+        .on("orders.placed", async |message: Message<Placed>| Ok(orders::reserve(&message.body).await?))
+        .on("orders.paid", order_paid)
+        .on("orders.cancelled", async |message: Message<About>| {
+            Ok(orders::release(&message.body.order).await?)
+        })
+}
+
+/// What is told of an order, as far as this service wants to know it.
+#[derive(Deserialize)]
+struct About {
+    order: String,
+}
+
+async fn order_paid(message: Message<About>) -> Result<(), Failure> {
+    let About { order } = message.body;
+    match orders::ship(&order).await? {
+        Heard::Done => Ok(()),
+        Heard::UnknownOrder => Err(Failure::reject(format!("nothing is reserved for an order `{order}`"))),
+    }
 }
 
 /// `GET /stock/{sku}`
@@ -166,6 +193,30 @@ mod tests {
             let (answered, problem) = ask(method, path, body.clone());
             assert_eq!(answered, status, "{method} {path} {body}");
             assert!(problem["detail"].is_string(), "{method} {path} {body}");
+        }
+    }
+
+    /// There is no database here: what gets as far as a statement is tried again.
+    #[test]
+    fn every_subscription_of_the_manifest_has_a_handler() {
+        let manifest = include_str!("../service.toml");
+        let tables = manifest.split("[[subscription]]").skip(1);
+        let subjects: Vec<&str> = tables.map(|table| table.split('"').nth(1).unwrap()).collect();
+        assert_eq!(subjects.len(), 3);
+        for subject in subjects {
+            let body = json!({"order": "o-1", "lines": [{"sku": "TEA-001", "quantity": 1}]});
+            let message = Message {
+                id: "m-1".into(),
+                subject: subject.into(),
+                subscription: subject.into(),
+                key: None,
+                headers: Vec::new(),
+                published_at: sql::Timestamp(0),
+                attempt: 1,
+                body: body.to_string().into(),
+            };
+            let failure = subscriptions().handle(message).now_or_never().unwrap().unwrap_err();
+            assert!(failure.reason().contains("the database cannot be reached"), "{subject}: {failure}");
         }
     }
 

@@ -34,10 +34,11 @@
 //! | server-sent events | axum's `Sse` over any stream, see [`every`] |
 //! | to call out | [`fetch`] |
 //! | the service's database | [`sql`] |
+//! | to publish messages, and to be given them | [`messaging`] |
 //! | the id that the logs know the request by | [`RequestId`] |
 //!
-//! Everything but [`serve!`], [`fetch`], [`sql`] and the clock is ordinary Rust: handlers and routers can be tested on the
-//! developer's machine with `cargo test`, no wasm involved.
+//! Everything but [`serve!`], [`subscribe!`], [`fetch`], [`sql`], publishing and the clock is ordinary Rust: handlers and
+//! routers can be tested on the developer's machine with `cargo test`, no wasm involved.
 
 mod serve;
 
@@ -51,6 +52,7 @@ mod clock;
 mod problem;
 mod request_id;
 
+pub mod messaging;
 pub mod sql;
 
 pub use axum::{self, Router};
@@ -60,22 +62,25 @@ pub use http;
 pub use problem::Problem;
 pub use request_id::RequestId;
 
-/// What the [`serve!`] macro expands to; not for use by hand.
+/// What the macros expand to; not for use by hand.
 #[doc(hidden)]
 pub mod __private {
+    pub use crate::messaging::raw as messaging;
     pub use crate::serve::App;
     pub use wasip3;
     pub use wasip3::exports::http::handler::Guest;
     pub use wasip3::http::types::{ErrorCode, Request, Response};
 }
 
-/// Makes the given router the service of this component.
+/// Makes the given router the service of this component, and the given subscriptions, if there are any:
+/// `serve!(router)` or `serve!(router, subscriptions)`. See [`messaging`].
 ///
-/// Takes anything callable that returns a [`Router`]; it is called once per instance, at its first request.
-/// Compiled for anything but wasm, the macro only checks the type.
+/// Takes anything callable that returns a [`Router`], and anything that returns [`messaging::Subscriptions`]; each is
+/// called once per instance, at its first request or message. Compiled for anything but wasm, the macro only checks the
+/// types.
 #[macro_export]
 macro_rules! serve {
-    ($router:expr) => {
+    ($router:expr $(,)?) => {
         const _: fn() -> $crate::Router = $router;
 
         #[cfg(target_family = "wasm")]
@@ -96,6 +101,56 @@ macro_rules! serve {
             }
 
             $crate::__private::wasip3::http::service::export!(Service);
+        };
+    };
+    ($router:expr, $subscriptions:expr $(,)?) => {
+        $crate::serve!($router);
+        $crate::subscribe!($subscriptions);
+    };
+}
+
+/// Makes the given subscriptions the service of this component, for one that serves no requests. One that does takes
+/// [`serve!`] with two arguments.
+///
+/// ```
+/// use stoa::messaging::{Failure, Message, Subscriptions};
+///
+/// stoa::subscribe!(subscriptions);
+///
+/// fn subscriptions() -> Subscriptions {
+///     Subscriptions::new().on("orders.paid", order_paid)
+/// }
+///
+/// async fn order_paid(message: Message<String>) -> Result<(), Failure> {
+///     println!("order {} is paid", message.body);
+///     Ok(())
+/// }
+/// # fn main() {}
+/// ```
+#[macro_export]
+macro_rules! subscribe {
+    ($subscriptions:expr $(,)?) => {
+        const _: fn() -> $crate::messaging::Subscriptions = $subscriptions;
+
+        #[cfg(target_family = "wasm")]
+        const _: () = {
+            struct Subscriber;
+
+            impl $crate::__private::messaging::subscriber::Guest for Subscriber {
+                async fn handle(
+                    message: $crate::__private::messaging::types::Message,
+                ) -> ::core::result::Result<(), $crate::__private::messaging::types::Failure> {
+                    ::std::thread_local! {
+                        static SUBSCRIPTIONS: $crate::messaging::Subscriptions = ($subscriptions)();
+                    }
+                    let outcome = SUBSCRIPTIONS.with(|subscriptions| subscriptions.call(message));
+                    outcome.await
+                }
+            }
+
+            $crate::__private::messaging::subscriber::export!(
+                Subscriber with_types_in $crate::__private::messaging::subscriber
+            );
         };
     };
 }

@@ -1,7 +1,7 @@
 //! `stoa:sql` as it is generated from `wit/sql.wit`. A component that calls nothing of it does not import it.
 
 wit_bindgen_rust_macro::generate!({
-    path: "../../wit",
+    path: "../../wit/sql.wit",
     world: "stoa:sql/imports",
     runtime_path: "wasip3::wit_bindgen::rt",
     additional_derives: [PartialEq],

@@ -5,7 +5,7 @@ use std::fmt;
 use http::StatusCode;
 
 use super::bindings::types;
-use crate::Problem;
+use crate::{Problem, messaging};
 
 /// What a violated constraint was for.
 pub use types::ConstraintKind;
@@ -54,6 +54,8 @@ pub enum Error {
     NoRows,
     /// A row does not fit the Rust type that was asked for. Names the column.
     Row(String),
+    /// A message could not be published with the transaction.
+    Publish(messaging::Error),
 }
 
 impl Error {
@@ -100,6 +102,7 @@ impl fmt::Display for Error {
             Self::TooManyTransactions => f.write_str("too many transactions are open"),
             Self::NoRows => f.write_str("one row was asked for and there is none"),
             Self::Row(detail) => write!(f, "a row does not fit the type asked for: {detail}"),
+            Self::Publish(error) => write!(f, "a message was not published: {error}"),
         }
     }
 }
@@ -130,6 +133,9 @@ impl From<types::Error> for Error {
 /// 503 if it may well work in a moment, 500 for the rest. The client learns nothing of statements and names.
 impl From<Error> for Problem {
     fn from(error: Error) -> Self {
+        if let Error::Publish(error) = error {
+            return error.into();
+        }
         eprintln!("sql: {error}");
         match error {
             Error::Conflict | Error::Unavailable | Error::Timeout | Error::TooManyTransactions => {

@@ -13,7 +13,7 @@ use super::{
     Error, Query,
     bindings::{database, types::Access},
 };
-use crate::sleep;
+use crate::{messaging, sleep};
 
 /// How often a transaction is run at most, the first time included.
 const ATTEMPTS_MAX: u32 = 8;
@@ -34,7 +34,29 @@ impl Transaction {
         Query::new(Some(self), statement.into())
     }
 
-    pub(super) fn host(&self) -> &database::Transaction {
+    /// Publishes a message with this transaction: exactly if it commits. Gives the id that the message will have.
+    ///
+    /// ```
+    /// use stoa::{messaging, sql};
+    ///
+    /// async fn place(id: &str) -> Result<(), sql::Error> {
+    ///     sql::transaction(async |tx| {
+    ///         tx.query("insert into orders (id) values ($1)").bind(id).execute().await?;
+    ///         tx.publish(messaging::message("orders.placed").key(id).json(id)).await?;
+    ///         Ok(())
+    ///     })
+    ///     .await
+    /// }
+    /// ```
+    pub async fn publish(&self, message: messaging::Draft) -> Result<String, messaging::Error> {
+        let outcome = message.publish_in(self).await;
+        if outcome == Err(messaging::Error::Conflict) {
+            self.note(&Error::Conflict);
+        }
+        outcome
+    }
+
+    pub(crate) fn host(&self) -> &database::Transaction {
         &self.host
     }
 
