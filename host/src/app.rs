@@ -2,6 +2,7 @@
 
 use std::fs::{self, File, TryLockError};
 use std::io::{self, Write as _};
+use std::net::TcpListener;
 use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -12,6 +13,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+use crate::capability::messaging::{Messages, Server};
 use crate::capability::sql::Databases;
 use crate::catalog::Catalog;
 use crate::config::Config;
@@ -21,10 +23,12 @@ use crate::control::journal::Journal;
 use crate::control::source::ArtifactStore;
 use crate::control::watch;
 use crate::ingress::http::{self, Workers};
+use crate::ingress::queue::Queues;
 use crate::ingress::request::Ingress;
+use crate::ingress::schedule::Schedules;
 use crate::metrics::Metrics;
 use crate::runtime::engine::Engines;
-use crate::runtime::release::Linkers;
+use crate::runtime::release::{Linkers, Release};
 use crate::telemetry;
 
 /// What `stoa dev` does beyond `stoa serve`.
@@ -71,6 +75,7 @@ async fn serve(
     let engines = Arc::new(Engines::new(&config.limits, &data.path)?);
     let linkers = Linkers::new(&engines)?;
     let journal = Journal::open(&data.path.join("journal.db")).await?;
+    let messages = open_messages(&config, &data.path, &metrics).await?;
     let catalog = Arc::new(Catalog::default());
     let deployer = Deployer::new(Parts {
         catalog: Arc::clone(&catalog),
@@ -79,6 +84,7 @@ async fn serve(
         journal: journal.clone(),
         artifacts: Arc::new(ArtifactStore::open(&data.path)?),
         databases: Databases::new(&data.path, config.database.url()?.as_deref(), Arc::clone(&metrics))?,
+        messages: Arc::clone(&messages),
         metrics: Arc::clone(&metrics),
         logs: Arc::clone(&telemetry.hub),
         limits: config.limits.clone(),
@@ -88,6 +94,7 @@ async fn serve(
     let readiness = Readiness::default();
     let state = AdminState {
         deployer: Arc::clone(&deployer),
+        messages: Arc::clone(&messages),
         metrics: Arc::clone(&metrics),
         logs: Arc::clone(&telemetry.hub),
         readiness: readiness.clone(),
@@ -99,50 +106,88 @@ async fn serve(
     if let (Some(dir), None) = (&config.services, &dev) {
         watch::deploy_all(dir, &deployer).await?;
     }
-    let ingress = Arc::new(Ingress {
-        catalog,
-        metrics,
-        limits: config.limits.clone(),
-        trusted_proxies: config.trusted_proxies.clone(),
-    });
-    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get);
-    let workers = Arc::new(Workers::start(config.workers.unwrap_or(cores), &ingress)?);
-    let accepting = tokio::spawn({
-        let (workers, stop) = (Arc::clone(&workers), stop.clone());
-        async move { workers.accept(listener, stop).await }
-    });
+    deployer.keep_resuming(stop.clone());
+    let plane = DataPlane::start(&config, listener, catalog, &messages, metrics, stop.clone())?;
     announce(http_address, &admin_address)?;
     readiness.ready();
     tracing::info!(resumed, %http_address, admin_address, "serving");
 
     let dev = dev.map(|dev| tokio::spawn(watch::run(dev.dir, Arc::clone(&deployer), stop.clone())));
     let asked = wait_for_end(dev).await;
-
     readiness.draining();
     tracing::info!("stopping: requests in flight have until the shutdown timeout");
     stop.cancel();
-    drain(accepting, workers, config.limits.shutdown_timeout.get(), admin).await;
+    plane.drain(config.limits.shutdown_timeout.get()).await;
+    // The admin API ends with `stop`; what it answers last is not waited for beyond its own limit.
+    if let Ok(Err(error)) = admin.await {
+        tracing::error!(%error, "the admin API failed");
+    }
+    messages.close().await;
     journal.close().await;
     tracing::info!("stopped");
     asked
 }
 
-/// Waits for what has been told to stop.
-async fn drain(
+async fn open_messages(
+    config: &Config,
+    data: &Path,
+    metrics: &Arc<Metrics>,
+) -> anyhow::Result<Arc<Messages>> {
+    let prefix = &config.messaging.prefix;
+    let server = config.messaging.url()?.map(|url| Server { url, prefix: prefix.clone() });
+    Ok(Messages::open(data, server.as_ref(), &config.limits, Arc::clone(metrics)).await?)
+}
+
+/// What serves: requests, messages and schedules.
+struct DataPlane {
     accepting: JoinHandle<io::Result<()>>,
+    queues: JoinHandle<()>,
     workers: Arc<Workers>,
-    limit: Duration,
-    admin: JoinHandle<io::Result<()>>,
-) {
-    if let Ok(Err(error)) = accepting.await {
-        tracing::error!(%error, "the accept loop failed");
+}
+
+impl DataPlane {
+    fn start(
+        config: &Config,
+        listener: TcpListener,
+        catalog: Arc<Catalog<Release>>,
+        messages: &Arc<Messages>,
+        metrics: Arc<Metrics>,
+        stop: CancellationToken,
+    ) -> anyhow::Result<Self> {
+        let ingress = Arc::new(Ingress {
+            catalog: Arc::clone(&catalog),
+            metrics: Arc::clone(&metrics),
+            limits: config.limits.clone(),
+            trusted_proxies: config.trusted_proxies.clone(),
+        });
+        let cores = std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get);
+        let workers = Arc::new(Workers::start(config.workers.unwrap_or(cores), &ingress)?);
+        let accepting = tokio::spawn({
+            let (workers, stop) = (Arc::clone(&workers), stop.clone());
+            async move { workers.accept(listener, stop).await }
+        });
+        let schedules = Schedules { catalog: Arc::clone(&catalog), messages: Arc::clone(messages) };
+        let (messages, threads) = (Arc::clone(messages), workers.threads());
+        let queues = Arc::new(Queues { catalog, messages, metrics, threads });
+        let queues = tokio::spawn(async move {
+            tokio::join!(queues.run(stop.clone()), schedules.run(stop));
+        });
+        Ok(Self { accepting, queues, workers })
     }
-    if let Some(workers) = Arc::into_inner(workers) {
-        workers.shut_down(limit).await;
-    }
-    // The admin API ends with `stop`; what it answers last is not waited for beyond its own limit.
-    if let Ok(Err(error)) = admin.await {
-        tracing::error!(%error, "the admin API failed");
+
+    /// Waits for what has been told to stop, for `limit` at most.
+    async fn drain(self, limit: Duration) {
+        if let Ok(Err(error)) = self.accepting.await {
+            tracing::error!(%error, "the accept loop failed");
+        }
+        let ends_at = tokio::time::Instant::now() + limit;
+        // They work on the serving threads.
+        if tokio::time::timeout_at(ends_at, self.queues).await.is_err() {
+            tracing::warn!("messages still at work at the shutdown deadline are left; they come again");
+        }
+        if let Some(workers) = Arc::into_inner(self.workers) {
+            workers.shut_down(ends_at.saturating_duration_since(tokio::time::Instant::now())).await;
+        }
     }
 }
 

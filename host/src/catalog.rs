@@ -15,6 +15,7 @@ use std::sync::Arc;
 
 use arc_swap::{ArcSwap, Guard};
 use http::Method;
+use tokio::sync::watch;
 
 use crate::catalog::lease::{Lease, Slot};
 use crate::catalog::route::{Found, Route, RouteConflict, RouteTable};
@@ -23,6 +24,7 @@ use crate::name::ServiceName;
 /// The live snapshot. Readers never wait; writers come one at a time (the deploy queue sees to it).
 pub struct Catalog<R> {
     live: ArcSwap<Snapshot<R>>,
+    changes: watch::Sender<()>,
 }
 
 /// Everything that requests may see at one moment.
@@ -52,6 +54,7 @@ impl<R> Default for Catalog<R> {
                 services: BTreeMap::new(),
                 routes: RouteTable::default(),
             }),
+            changes: watch::Sender::new(()),
         }
     }
 }
@@ -65,6 +68,11 @@ impl<R> Catalog<R> {
             Found::OtherMethods(methods) => Lookup::MethodNotAllowed(methods),
             Found::Nothing => Lookup::NotFound,
         }
+    }
+
+    /// Told of every change.
+    pub fn changes(&self) -> watch::Receiver<()> {
+        self.changes.subscribe()
     }
 
     /// The present snapshot, for those who look and do not serve.
@@ -109,6 +117,7 @@ impl<R> Catalog<R> {
     /// a snapshot is built from the one before.
     pub fn publish(&self, prepared: Prepared<R>) -> Option<Arc<Slot<R>>> {
         self.live.store(Arc::new(prepared.next));
+        self.changes.send_replace(());
         prepared.replaced
     }
 }

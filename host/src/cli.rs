@@ -18,6 +18,10 @@ mod history;
 mod logs;
 mod status;
 
+mod dead;
+mod messages;
+mod publish;
+
 mod client;
 mod output;
 
@@ -57,6 +61,12 @@ enum Command {
     Logs(logs::Args),
     /// Ask a service's database
     Db(db::Args),
+    /// Show what waits for the services' subscriptions
+    Messages(messages::Args),
+    /// Show a service's dead letters, give them another chance, or discard them
+    Dead(dead::Args),
+    /// Publish a message
+    Publish(publish::Args),
 }
 
 impl Cli {
@@ -73,6 +83,9 @@ impl Cli {
             Command::History(args) => history::run(&args),
             Command::Logs(args) => logs::run(&args),
             Command::Db(args) => db::run(&args),
+            Command::Messages(args) => messages::run(&args),
+            Command::Dead(args) => dead::run(&args),
+            Command::Publish(args) => publish::run(&args),
         }
     }
 }
@@ -104,6 +117,16 @@ mod tests {
             "stoa history catalog",
             "stoa logs catalog -f",
             "stoa db catalog select --write --json",
+            "stoa messages --json",
+            "stoa dead orders",
+            "stoa dead orders --after 100 --limit 10 --json",
+            "stoa dead orders show 7 --json",
+            "stoa dead orders redrive 7 8 --admin 127.0.0.1:9",
+            "stoa dead orders discard --all",
+            "stoa publish orders.placed",
+            "stoa publish orders.placed {} --key 7 --header a=b --header c=d=e",
+            "stoa publish orders.placed -",
+            "stoa publish orders.placed --file body.json",
             "stoa new orders --lang rust",
         ] {
             let parsed = Cli::try_parse_from(line.split(' '));
@@ -122,6 +145,15 @@ mod tests {
             "stoa serve --log-format xml",
             "stoa new orders --lang cobol",
             "stoa logs catalog --lines many",
+            "stoa dead",
+            "stoa dead orders show",
+            "stoa dead orders show seven",
+            "stoa dead orders redrive",
+            "stoa dead orders discard 7 --all",
+            "stoa publish",
+            "stoa publish orders.*",
+            "stoa publish orders.placed {} --file body.json",
+            "stoa publish orders.placed --header a",
         ] {
             let code = Cli::try_parse_from(line.split(' ')).map_or_else(|error| error.exit_code(), |_| 0);
             assert_eq!(code, 2, "{line}");

@@ -43,6 +43,7 @@ pub struct Config {
     /// A folder whose bundles are deployed at start.
     pub services: Option<PathBuf>,
     pub database: DatabaseConfig,
+    pub messaging: MessagingConfig,
     pub log: LogConfig,
     /// From whom `x-forwarded-*` is believed.
     #[serde(deserialize_with = "networks")]
@@ -60,6 +61,7 @@ impl Default for Config {
             workers: None,
             services: None,
             database: DatabaseConfig::default(),
+            messaging: MessagingConfig::default(),
             log: LogConfig::default(),
             trusted_proxies: Vec::new(),
             limits: HostLimits::default(),
@@ -81,20 +83,62 @@ impl DatabaseConfig {
     ///
     /// # Errors
     /// When the variable that it is to come from is not set.
-    pub fn url(&self) -> Result<Option<String>, DatabaseUrlError> {
-        match &self.url_env {
-            Some(name) => match std::env::var(name) {
-                Ok(url) => Ok(Some(url)),
-                Err(_) => Err(DatabaseUrlError(name.clone())),
-            },
-            None => Ok(self.url.clone()),
-        }
+    pub fn url(&self) -> Result<Option<String>, UrlError> {
+        url_of("database", self.url.as_ref(), self.url_env.as_ref())
     }
 }
 
+/// Where messages wait: in a file of the data directory, unless a NATS server is named.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct MessagingConfig {
+    /// One URL, or several of one cluster with commas between them.
+    pub nats: Option<String>,
+    /// The environment variable with the URL, which may have a password in it.
+    pub nats_env: Option<String>,
+    /// What all names on the server begin with.
+    pub prefix: String,
+}
+
+impl Default for MessagingConfig {
+    fn default() -> Self {
+        Self { nats: None, nats_env: None, prefix: "stoa".to_owned() }
+    }
+}
+
+/// Bytes of a prefix.
+const PREFIX_BYTES_MAX: usize = 32;
+
+impl MessagingConfig {
+    /// The URL of the NATS server, if there is one.
+    ///
+    /// # Errors
+    /// When the variable that it is to come from is not set.
+    pub fn url(&self) -> Result<Option<String>, UrlError> {
+        url_of("NATS server", self.nats.as_ref(), self.nats_env.as_ref())
+    }
+
+    fn has_good_prefix(&self) -> bool {
+        let is_good = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-');
+        (1..=PREFIX_BYTES_MAX).contains(&self.prefix.len()) && self.prefix.bytes().all(is_good)
+    }
+}
+
+fn url_of(
+    whose: &'static str,
+    url: Option<&String>,
+    variable: Option<&String>,
+) -> Result<Option<String>, UrlError> {
+    let Some(name) = variable else { return Ok(url.cloned()) };
+    std::env::var(name).map(Some).map_err(|_| UrlError { whose, variable: name.clone() })
+}
+
 #[derive(Debug, thiserror::Error)]
-#[error("the database's URL is to come from the environment variable `{0}`, which is not set")]
-pub struct DatabaseUrlError(String);
+#[error("the {whose}'s URL is to come from the environment variable `{variable}`, which is not set")]
+pub struct UrlError {
+    whose: &'static str,
+    variable: String,
+}
 
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -259,6 +303,7 @@ const SHAPE: Shape = Shape::Table(&[
     ("workers", Shape::Value),
     ("services", Shape::Value),
     ("database", Shape::Keys(&["url", "url_env"])),
+    ("messaging", Shape::Keys(&["nats", "nats_env", "prefix"])),
     ("log", Shape::Keys(&["format", "level"])),
     ("trusted_proxies", Shape::Value),
     ("limits", Shape::Keys(HostLimits::KEYS)),
@@ -301,6 +346,10 @@ impl Config {
         if config.workers.is_some_and(|workers| workers == 0 || workers > WORKERS_MAX) {
             let problem = format!("give 1 to {WORKERS_MAX}, or leave it out for one per core");
             return Err(document.refuse(&["workers"], problem));
+        }
+        if !config.messaging.has_good_prefix() {
+            let problem = format!("give 1 to {PREFIX_BYTES_MAX} letters, digits, `_` or `-`");
+            return Err(document.refuse(&["messaging", "prefix"], problem));
         }
         document.check_limits("limits", &config.limits, &ZERO_ALLOWED)?;
         Ok(config)
@@ -398,6 +447,11 @@ mod tests {
             "line 2: `limits.connections`: zero would serve nothing; leave it out for the default",
         );
         check("[limits]\ndeploy_queue = 0", "accepted");
+        check(
+            "[messaging]\nprefix = 'a.b'",
+            "line 2: `messaging.prefix`: give 1 to 32 letters, digits, `_` or `-`",
+        );
+        check("[messaging]\nnats = 'nats://a, nats://b'\nprefix = 'shop'", "accepted");
         check("workers = 0", "line 1: `workers`: give 1 to 1024, or leave it out for one per core");
         check(
             "admin = 'unix:'",

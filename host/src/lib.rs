@@ -61,4 +61,5 @@ pub mod metrics;
 pub mod name;
 pub mod origin;
 pub mod strict;
+pub mod subject;
 pub mod telemetry;

@@ -175,7 +175,7 @@ limits! {
         outbound_response: ByteCount = ByteCount::mib(32),
         /// Connections to the service's database; on SQLite those that read, beside the one that writes.
         sql_connections: u32 = 8,
-        /// How long a statement may wait for a free connection.
+        /// How long a statement may wait for a connection, the opening of a new one included.
         sql_connection_timeout: Span = Span::seconds(5),
         /// Time for one statement; for a stream of rows, each time that the guest asks for more.
         sql_timeout: Span = Span::seconds(5),
@@ -193,6 +193,16 @@ limits! {
         sql_transaction_timeout: Span = Span::seconds(10),
         /// Bytes of the service's whole database; SQLite only.
         sql_database: ByteCount = ByteCount::gib(4),
+        /// Bytes of one message's body.
+        message_body: ByteCount = ByteCount::mib(1),
+        /// Bytes of all headers of one message, the host's own aside.
+        message_headers: ByteCount = ByteCount::kib(8),
+        /// Messages that the service may publish in a second.
+        publish_rate: u32 = 10_000,
+        /// Messages that may wait for one of the service's subscriptions; then nobody can publish to it.
+        backlog: u32 = 100_000,
+        /// Dead letters kept of the service; then further messages stay in the backlog and are tried again.
+        dead_letters: u32 = 10_000,
     }
 }
 
@@ -243,6 +253,17 @@ limits! {
         log_followers: u32 = 32,
         /// Idle outbound connections kept per address.
         outbound_idle_connections: u32 = 32,
+        /// Bytes of the log of messages that wait, and of the dead letters; then nobody can publish.
+        message_log: ByteCount = ByteCount::gib(4),
+        /// How long a message waits to be handled; then it is a dead letter.
+        message_age: Span = Span::seconds(7 * 24 * 3600),
+        /// How long a dead letter is kept.
+        dead_letter_age: Span = Span::seconds(30 * 24 * 3600),
+        /// How far ahead a message may be published, by its delay or its moment.
+        message_delay: Span = Span::seconds(30 * 24 * 3600),
+        /// How often a message may be published while another one is handled, which was published while another one
+        /// was handled, and so on.
+        message_hops: u32 = 32,
     }
 }
 
@@ -261,6 +282,9 @@ pub const GUEST_STACK_BYTES_MAX: usize = 512 << 10;
 /// Bytes a guest may move through one host call: strings, lists, random bytes.
 pub const HOSTCALL_FUEL_BYTES: usize = 32 << 20;
 
+/// Handles that an instance may keep beyond its request; with more, or half of `table_entries`, it is not used again.
+pub const LEFTOVER_HANDLES_MAX: usize = 256;
+
 /// Bytes of random data one host call may return.
 pub const RANDOM_BYTES_MAX: u64 = 64 << 10;
 
@@ -273,11 +297,102 @@ pub const ACCEPT_BACKOFF_MAX: Duration = Duration::from_millis(500);
 /// Accepted connections on their way to one worker.
 pub const WORKER_INBOX: usize = 1024;
 
+/// Messages of one subscription that are taken from the log and in memory as a whole.
+pub const QUEUE_HELD_MAX: usize = 4096;
+
+/// Messages of one subscription that are taken from the log and not settled: for their next attempt, or for another
+/// one of their key.
+pub const QUEUE_WAITING_MAX: usize = 100_000;
+
+/// Messages that are read from the log before there is a place for them.
+pub const QUEUE_READ_AHEAD: usize = 64;
+
+/// Bytes on the disk of the log of messages that publishing leaves free, because to settle messages takes some, too.
+pub const MESSAGE_LOG_DISK_RESERVE: ByteCount = ByteCount::mib(32);
+
+/// Characters of a failure's reason that are kept.
+pub const REASON_CHARS_MAX: usize = 1000;
+
 /// Bytes of one admin request's body that is not a bundle.
 pub const ADMIN_BODY_BYTES_MAX: usize = 1 << 20;
 
+/// Schedules of one service.
+pub const SCHEDULES_MAX: usize = 64;
+
+/// How late a tick of a schedule may be and still not count as missed.
+pub const SCHEDULE_LATE_MAX: Duration = Duration::from_secs(10);
+
+/// How often schedules look at the clock at least, so that they see when it was set.
+pub const SCHEDULE_LOOK_INTERVAL: Duration = Duration::from_secs(30);
+
+/// The longest pause before a tick is tried again that could not be published; it starts at a second and doubles.
+pub const SCHEDULE_RETRY_MAX: Duration = Duration::from_secs(60);
+
+/// Bytes of an admin request that publishes a message: its body is text or Base64 in JSON.
+pub const ADMIN_MESSAGE_BYTES_MAX: usize = 8 << 20;
+
+/// Dead letters in one answer of the admin API.
+pub const ADMIN_DEAD_LETTERS_MAX: u32 = 1000;
+
+/// How long the page of metrics waits for the log of messages to be counted; then it shows the counts of the last time.
+pub const METRICS_COUNT_TIMEOUT: Duration = Duration::from_secs(1);
+
 /// Time for one admin request, but for deploys and followed logs.
 pub const ADMIN_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// The first pause before a service whose database did not answer at the start is tried again; it doubles.
+pub const RESUME_BACKOFF_MIN: Duration = Duration::from_secs(1);
+
+/// The longest pause before a service whose database did not answer at the start is tried again.
+pub const RESUME_BACKOFF_MAX: Duration = Duration::from_secs(30);
+
+/// A statement that takes longer is a warning in the log.
+pub const SQL_SLOW_STATEMENT: Duration = Duration::from_millis(500);
+
+/// How long a connection to a database may idle beside others that are enough.
+pub const SQL_IDLE_MAX: Duration = Duration::from_secs(60);
+
+/// Rows of a stream that are handed to a guest in one piece.
+pub const SQL_PIECE_ROWS: usize = 128;
+
+/// Bytes of a stream's rows that are handed to a guest in one piece, beside the last row.
+pub const SQL_PIECE_BYTES: u64 = 256 << 10;
+
+/// Time for one migration: it may rewrite a large table.
+pub const SQL_MIGRATION_TIMEOUT: Duration = Duration::from_secs(600);
+
+/// Time for each of the host's own statements about migrations.
+pub const SQL_BOOK_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long SQLite waits for the lock of another process that has the file open.
+pub const SQLITE_BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Bytes of rows that SQLite may be ahead of the host with one statement, if all are as large as `sql_result`.
+pub const SQLITE_AHEAD_BYTES: u64 = 256 << 20;
+
+/// Rows that SQLite may be ahead of the host with one statement, however large `sql_result` is.
+pub const SQLITE_AHEAD_ROWS_MIN: usize = 4;
+
+/// Rows that SQLite may be ahead of the host with one statement, however small `sql_result` is.
+pub const SQLITE_AHEAD_ROWS_MAX: usize = 64;
+
+/// Connections of the host's own role to a PostgreSQL server.
+pub const POSTGRES_ADMIN_CONNECTIONS: u32 = 2;
+
+/// How long the host's own role waits for a connection and a login, or for the end of another connection.
+pub const POSTGRES_ADMIN_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long an idle connection to PostgreSQL may take for a sign of life before it is given up.
+pub const POSTGRES_PING_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Time to make a service's role and schema, or to set them right.
+pub const POSTGRES_SET_UP_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Hosts that may use all `sql_connections` of a service at the same time, while one takes over from another.
+pub const POSTGRES_HOSTS: u32 = 4;
+
+/// The server's own limit of a statement, for the day when the host is gone; its results may be read slowly.
+pub const POSTGRES_STATEMENT_TIMEOUT: Duration = Duration::from_secs(600);
 
 /// Bytes of one log line of a guest; a longer one is split.
 pub const LOG_LINE_BYTES_MAX: usize = 8 << 10;

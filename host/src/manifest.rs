@@ -13,6 +13,10 @@ use crate::name::ServiceName;
 use crate::origin::Origin;
 use crate::strict::{Document, Shape, StrictError};
 
+pub use self::messaging::{Messaging, Missed, Schedule, Subscription};
+
+mod messaging;
+
 /// The file's name inside a bundle.
 pub const MANIFEST_FILE: &str = "service.toml";
 
@@ -29,6 +33,12 @@ pub struct Manifest {
     pub health: Option<Health>,
     /// A database of its own; without it there is none.
     pub database: Option<DatabaseSpec>,
+    /// What it may publish; without it, nothing.
+    pub messaging: Option<Messaging>,
+    #[serde(default, rename = "subscription")]
+    pub subscriptions: Vec<Subscription>,
+    #[serde(default, rename = "schedule")]
+    pub schedules: Vec<Schedule>,
     #[serde(default)]
     pub outbound: Outbound,
     /// Plain values for the guest; numbers and booleans have become text.
@@ -147,8 +157,18 @@ const SHAPE: Shape = Shape::Table(&[
     ("instances", Shape::Keys(&["policy", "max", "idle", "retire_after"])),
     ("limits", Shape::Keys(ServiceLimits::KEYS)),
     ("database", Shape::Keys(&["migrations"])),
-    ("messaging", Shape::Later),
-    ("subscription", Shape::Later),
+    ("messaging", Shape::Keys(&["publish"])),
+    (
+        "subscription",
+        Shape::Each(&Shape::Keys(&[
+            "subject",
+            "max_attempts",
+            "concurrency",
+            "retry_after",
+            "retry_after_max",
+        ])),
+    ),
+    ("schedule", Shape::Each(&Shape::Keys(&["cron", "subject", "zone", "missed"]))),
     ("calls", Shape::Later),
 ]);
 
@@ -176,6 +196,7 @@ impl Manifest {
         manifest.check_routes(&document)?;
         manifest.check_settings(&document)?;
         manifest.check_instances(&document)?;
+        manifest.check_messaging(&document)?;
         document.check_limits("limits", &manifest.limits, &ZERO_ALLOWED)?;
         for route in &mut manifest.routes {
             if let Some(host) = &mut route.host {

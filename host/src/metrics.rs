@@ -12,6 +12,11 @@ use prometheus::{
 
 use crate::name::{ReleaseId, ServiceName};
 
+mod messaging;
+
+use self::messaging::Families;
+pub use self::messaging::{HandleOutcome, PublishOutcome, PublisherMetrics, QueueMetrics};
+
 /// One documented metric.
 pub struct MetricRow {
     pub name: &'static str,
@@ -59,6 +64,11 @@ const DEPLOY_FAILURES: MetricRow = MetricRow {
     labels: &["service", "step"],
     meaning: "Deploys refused or failed, by step.",
 };
+const SERVICES_MISSING: MetricRow = MetricRow {
+    name: "stoa_services_missing",
+    labels: &[],
+    meaning: "Services that should serve and could not be brought back at the start.",
+};
 const UNROUTED: MetricRow = MetricRow {
     name: "stoa_unrouted_requests_total",
     labels: &["reason"],
@@ -103,6 +113,7 @@ pub const TABLE: &[MetricRow] = &[
     FAILURES,
     SWAPS,
     DEPLOY_FAILURES,
+    SERVICES_MISSING,
     UNROUTED,
     CONNECTIONS,
     CONNECTIONS_CLOSED,
@@ -110,6 +121,14 @@ pub const TABLE: &[MetricRow] = &[
     SQL_DURATION,
     SQL_STATEMENTS,
     SQL_CONNECTIONS,
+    messaging::PUBLISHED,
+    messaging::HANDLED,
+    messaging::HANDLING,
+    messaging::LAG,
+    messaging::WAITING,
+    messaging::DEAD,
+    messaging::UNROUTED,
+    messaging::OUTBOX_LAG,
 ];
 
 const DURATION_BUCKETS_SECONDS: &[f64] =
@@ -128,6 +147,7 @@ pub struct Metrics {
     failures: IntCounterVec,
     pub swaps: IntCounterVec,
     pub deploy_failures: IntCounterVec,
+    pub services_missing: IntGauge,
     pub unrouted: IntCounterVec,
     pub connections: IntGauge,
     pub connections_closed: IntCounterVec,
@@ -135,6 +155,7 @@ pub struct Metrics {
     sql_duration: HistogramVec,
     sql_statements: IntCounterVec,
     sql_connections: IntGaugeVec,
+    messages: Families,
 }
 
 /// Why a request failed, as the metric's label.
@@ -148,6 +169,12 @@ pub enum Failure {
 }
 
 const FAILURE_KINDS: [&str; 5] = ["trap", "timeout", "refused", "cancelled", "error"];
+
+impl Failure {
+    pub fn label(self) -> &'static str {
+        FAILURE_KINDS.get(self as usize).copied().unwrap_or_default()
+    }
+}
 
 /// What came of a statement, as the metric's label.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -164,6 +191,12 @@ pub enum SqlOutcome {
 const SQL_OUTCOMES: [&str; 7] =
     ["done", "constraint", "conflict", "timeout", "unavailable", "limit", "refused"];
 
+impl SqlOutcome {
+    pub fn label(self) -> &'static str {
+        SQL_OUTCOMES.get(self as usize).copied().unwrap_or_default()
+    }
+}
+
 /// The handles of one service's database.
 pub struct SqlMetrics {
     duration: Histogram,
@@ -175,6 +208,11 @@ pub struct SqlMetrics {
 impl SqlMetrics {
     pub fn ran(&self, took: Duration, outcome: SqlOutcome) {
         self.duration.observe(took.as_secs_f64());
+        self.count(outcome);
+    }
+
+    /// Counts one that the database has not seen.
+    pub fn count(&self, outcome: SqlOutcome) {
         if let Some(counter) = self.statements.get(outcome as usize) {
             counter.inc();
         }
@@ -200,16 +238,20 @@ fn opts(row: &MetricRow) -> Opts {
     Opts::new(row.name, row.meaning)
 }
 
+fn counters(row: &MetricRow) -> Result<IntCounterVec, prometheus::Error> {
+    IntCounterVec::new(opts(row), row.labels)
+}
+
+fn histogram(row: &MetricRow) -> Result<HistogramVec, prometheus::Error> {
+    let buckets = HistogramOpts::from(opts(row)).buckets(DURATION_BUCKETS_SECONDS.to_vec());
+    HistogramVec::new(buckets, row.labels)
+}
+
 impl Metrics {
     /// # Errors
     /// When two rows of [`TABLE`] share a name, which a test excludes.
     pub fn new() -> Result<Self, prometheus::Error> {
-        let counters = |row: &MetricRow| IntCounterVec::new(opts(row), row.labels);
         let gauges = |row: &MetricRow| IntGaugeVec::new(opts(row), row.labels);
-        let histogram = |row: &MetricRow| {
-            let buckets = HistogramOpts::from(opts(row)).buckets(DURATION_BUCKETS_SECONDS.to_vec());
-            HistogramVec::new(buckets, row.labels)
-        };
         let metrics = Self {
             registry: Registry::new(),
             requests: counters(&REQUESTS)?,
@@ -220,6 +262,7 @@ impl Metrics {
             failures: counters(&FAILURES)?,
             swaps: counters(&SWAPS)?,
             deploy_failures: counters(&DEPLOY_FAILURES)?,
+            services_missing: IntGauge::with_opts(opts(&SERVICES_MISSING))?,
             unrouted: counters(&UNROUTED)?,
             connections: IntGauge::with_opts(opts(&CONNECTIONS))?,
             connections_closed: counters(&CONNECTIONS_CLOSED)?,
@@ -227,6 +270,7 @@ impl Metrics {
             sql_duration: histogram(&SQL_DURATION)?,
             sql_statements: counters(&SQL_STATEMENTS)?,
             sql_connections: gauges(&SQL_CONNECTIONS)?,
+            messages: Families::new()?,
         };
         metrics.register()?;
         Ok(metrics)
@@ -252,7 +296,10 @@ impl Metrics {
         for family in [&self.duration, &self.sql_duration] {
             registry.register(Box::new(family.clone()))?;
         }
-        registry.register(Box::new(self.connections.clone()))?;
+        for gauge in [&self.services_missing, &self.connections] {
+            registry.register(Box::new(gauge.clone()))?;
+        }
+        self.messages.register(registry)?;
         registry.register(Box::new(self.accept_errors.clone()))
     }
 

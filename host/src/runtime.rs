@@ -8,6 +8,7 @@ pub mod admission;
 pub mod call;
 pub mod deadline;
 pub mod engine;
+mod exports;
 pub mod instance;
 pub mod limiter;
 pub mod release;

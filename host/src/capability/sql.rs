@@ -17,23 +17,27 @@ mod postgres;
 mod sqlite;
 mod timestamp;
 
+pub mod inbox;
 pub mod migrate;
 pub mod operator;
+pub mod outbox;
 
 use std::collections::HashMap;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use sha2::{Digest as _, Sha256};
+use tokio::sync::Notify;
+use tracing::{Span, field};
 
 use self::bindings::{Access, Error};
 use self::connection::Connection;
 use self::postgres::{PostgresDatabase, Server, ServerError, TenantError};
 use self::sqlite::SqliteDatabase;
 use self::statement::Statement;
-use crate::limits::ServiceLimits;
+use crate::limits::{SQL_SLOW_STATEMENT, ServiceLimits};
 use crate::metrics::{Metrics, SqlMetrics, SqlOutcome};
 use crate::name::ServiceName;
 
@@ -43,6 +47,10 @@ pub struct Database {
     limits: ServiceLimits,
     backend: Backend,
     metrics: SqlMetrics,
+    /// What is committed outlives a power failure.
+    is_durable: bool,
+    /// Told when something was published with a transaction.
+    outbox: Notify,
 }
 
 enum Backend {
@@ -73,8 +81,17 @@ pub enum DatabaseError {
     Tenant(#[from] TenantError),
 }
 
-/// A statement that takes longer than this is a warning in the log.
-const SLOW_STATEMENT: Duration = Duration::from_millis(500);
+impl DatabaseError {
+    /// Whether it may pass by itself.
+    pub fn may_pass(&self) -> bool {
+        matches!(self, Self::Tenant(error) if error.may_pass())
+    }
+
+    /// Whether the server cannot be reached, so that every other service would fail in the same way.
+    pub const fn is_of_the_server(&self) -> bool {
+        matches!(self, Self::Tenant(TenantError::Unreachable(_)))
+    }
+}
 
 impl Databases {
     /// # Errors
@@ -93,7 +110,8 @@ impl Databases {
         Ok(Self { place, metrics, open: Mutex::default() })
     }
 
-    /// A service's database, made if there is none.
+    /// A service's database, made if there is none. `is_durable` decides for SQLite whether a power failure may
+    /// take away the last moments; PostgreSQL does not let it.
     ///
     /// # Errors
     /// When the server cannot make it.
@@ -101,22 +119,31 @@ impl Databases {
         &self,
         service: &ServiceName,
         limits: &ServiceLimits,
+        is_durable: bool,
     ) -> Result<Arc<Database>, DatabaseError> {
         let known = self.known().get(service).and_then(Weak::upgrade);
-        if let Some(database) = known.filter(|database| database.limits == *limits) {
+        let is_same = |known: &Arc<Database>| known.limits == *limits && known.is_durable == is_durable;
+        if let Some(database) = known.filter(is_same) {
             return Ok(database);
         }
         let backend = match &self.place {
             Place::Folder(folder) => {
-                Backend::Sqlite(Box::new(SqliteDatabase::new(folder.join(format!("{service}.db")), limits)))
+                let path = folder.join(format!("{service}.db"));
+                Backend::Sqlite(Box::new(SqliteDatabase::new(path, limits, is_durable)))
             }
             Place::Server(server) => {
                 Backend::Postgres(Box::new(PostgresDatabase::new(Arc::clone(server), service, limits).await?))
             }
         };
         let metrics = self.metrics.for_database(service);
-        let database =
-            Arc::new(Database { service: service.clone(), limits: limits.clone(), backend, metrics });
+        let database = Arc::new(Database {
+            service: service.clone(),
+            limits: limits.clone(),
+            backend,
+            metrics,
+            is_durable,
+            outbox: Notify::new(),
+        });
         self.known().insert(service.clone(), Arc::downgrade(&database));
         Ok(database)
     }
@@ -144,22 +171,59 @@ impl Database {
         connection
     }
 
-    /// Counts a statement, and logs it if it was slow. Parameters are in neither.
-    fn observe(&self, statement: &Statement, took: Duration, error: Option<&Error>) {
-        self.metrics.ran(took, error.map_or(SqlOutcome::Done, outcome));
+    /// What OpenTelemetry's conventions want to know of a statement. Parameters are not among it, and neither are
+    /// literals. Nothing of it is made while nobody listens.
+    fn span(&self, statement: &Statement, text: &str) -> Span {
+        let system = match &self.backend {
+            Backend::Sqlite(_) => "sqlite",
+            Backend::Postgres(_) => "postgresql",
+        };
+        tracing::debug_span!(
+            "sql",
+            otel.kind = "client",
+            db.system.name = system,
+            db.namespace = self.service.as_str(),
+            db.operation.name = statement.keyword.as_str(),
+            db.query.text = Statement::shape(text),
+            db.response.returned_rows = field::Empty,
+            changed_rows = field::Empty,
+            "error.type" = field::Empty,
+        )
+    }
+
+    /// Counts a statement that did not get as far as the database.
+    fn observe_failure(&self, error: &Error) {
+        self.metrics.count(outcome(error));
+    }
+
+    /// Counts a statement, tells its span what came of it, and logs it if it was slow.
+    fn observe(&self, span: &Span, text: &str, took: Duration, returned: u64, ran: Result<u64, &Error>) {
+        let outcome = ran.err().map_or(SqlOutcome::Done, outcome);
+        self.metrics.ran(took, outcome);
         let service = self.service.as_str();
-        let statement = statement.shape.as_str();
-        if took >= SLOW_STATEMENT {
+        if took >= SQL_SLOW_STATEMENT {
+            let statement = Statement::shape(text);
             tracing::warn!(service, statement, took_ms = took.as_millis(), "slow statement");
         }
-        tracing::debug!(
-            service,
-            statement,
-            took_us = took.as_micros(),
-            failed = error.is_some(),
-            "statement"
-        );
+        if span.is_disabled() {
+            return;
+        }
+        match ran {
+            Ok(changed) => {
+                span.record("db.response.returned_rows", returned).record("changed_rows", changed);
+            }
+            Err(_) => {
+                span.record("error.type", outcome.label());
+            }
+        }
+        tracing::debug!(parent: span, service, took_us = took.as_micros(), outcome = outcome.label(), "statement");
     }
+}
+
+/// Microseconds since 1970.
+pub fn now() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_micros()).unwrap_or(i64::MAX)
 }
 
 const fn outcome(error: &Error) -> SqlOutcome {

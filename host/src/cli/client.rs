@@ -47,10 +47,10 @@ const WHO_CHARACTERS_MAX: usize = 100;
 #[derive(Debug, clap::Args)]
 pub struct AdminArgs {
     /// Where the host's admin API is: `127.0.0.1:8081` or `unix:/path`; its token comes from STOA_ADMIN_TOKEN
-    #[arg(long, env = "STOA_ADMIN", value_name = "ADDR", default_value_t = AdminAddr::Tcp(ADMIN_DEFAULT))]
+    #[arg(long, global = true, env = "STOA_ADMIN", value_name = "ADDR", default_value_t = AdminAddr::Tcp(ADMIN_DEFAULT))]
     admin: AdminAddr,
     /// Print what the host answers, as JSON
-    #[arg(long)]
+    #[arg(long, global = true)]
     pub json: bool,
 }
 

@@ -67,6 +67,11 @@ pub fn utc_millis(at_ms: u64) -> String {
     humantime::format_rfc3339_millis(at).to_string().replace('T', " ").replace('Z', "")
 }
 
+/// Microseconds since 1970 as the other times here; what is before that is 1970.
+pub fn millis_of(at_us: i64) -> u64 {
+    u64::try_from(at_us / 1000).unwrap_or_default()
+}
+
 pub fn short(release: &str) -> &str {
     release.get(..RELEASE_DIGITS).unwrap_or(release)
 }

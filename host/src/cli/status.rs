@@ -21,11 +21,18 @@ struct ServiceStatus {
     since_ms: u64,
     description: Option<String>,
     routes: Vec<String>,
-    policy: String,
+    policy: Option<String>,
     in_flight: u32,
     instances: i64,
     requests: u64,
     server_errors: u64,
+    missing: Option<Missing>,
+}
+
+#[derive(Deserialize)]
+struct Missing {
+    why: String,
+    tries_again: bool,
 }
 
 pub fn run(args: &Args) -> anyhow::Result<()> {
@@ -63,7 +70,15 @@ fn show(all: &[ServiceStatus]) -> anyhow::Result<()> {
             ]
         })
         .collect();
-    output::table(["SERVICE", "RELEASE", "SINCE (UTC)", "IN FLIGHT", "INSTANCES", "REQUESTS", "5XX"], &rows)
+    output::table(["SERVICE", "RELEASE", "SINCE (UTC)", "IN FLIGHT", "INSTANCES", "REQUESTS", "5XX"], &rows)?;
+    all.iter().try_for_each(show_missing)
+}
+
+fn show_missing(status: &ServiceStatus) -> anyhow::Result<()> {
+    let Some(Missing { why, tries_again }) = &status.missing else { return Ok(()) };
+    let outlook = if *tries_again { "the host tries again" } else { "deploy the service again" };
+    output::line("")?;
+    output::line(&format!("`{}` does not serve: {}; {outlook}", status.service, output::harmless(why)))
 }
 
 fn show_more(status: &ServiceStatus) -> anyhow::Result<()> {
@@ -72,7 +87,9 @@ fn show_more(status: &ServiceStatus) -> anyhow::Result<()> {
         output::line(&output::harmless(description))?;
     }
     output::line(&format!("release    {}", status.release))?;
-    output::line(&format!("instances  {}", status.policy))?;
+    if let Some(policy) = &status.policy {
+        output::line(&format!("instances  {policy}"))?;
+    }
     for route in &status.routes {
         output::line(&format!("route      {}", output::harmless(route)))?;
     }

@@ -16,6 +16,7 @@ use axum::routing::{delete, get, post};
 use serde::Deserialize;
 use tokio::sync::{Semaphore, watch};
 
+use crate::capability::messaging::Messages;
 use crate::capability::sql::operator::{self, Answer};
 use crate::config::{AdminAddr, AdminToken};
 use crate::control::deploy::{DeployError, Deployer, Done, ServiceStatus};
@@ -29,6 +30,7 @@ use crate::telemetry::LogHub;
 mod guard;
 mod listen;
 mod logs;
+mod messages;
 mod problem;
 mod upload;
 
@@ -46,6 +48,7 @@ const WHO_CHARS_MAX: usize = 100;
 #[derive(Clone)]
 pub struct AdminState {
     pub deployer: Arc<Deployer>,
+    pub messages: Arc<Messages>,
     pub metrics: Arc<Metrics>,
     pub logs: Arc<LogHub>,
     pub readiness: Readiness,
@@ -112,6 +115,9 @@ pub fn router(state: AdminState) -> Router {
         .route("/v1/services/{name}", get(service))
         .route("/v1/services/{name}/history", get(history))
         .route("/v1/services/{name}/logs", get(service_logs))
+        .route("/v1/services/{name}/dead", get(messages::dead))
+        .route("/v1/services/{name}/dead/{number}", get(messages::dead_letter))
+        .route("/v1/messages", get(messages::backlogs))
         .route("/v1/logs", get(all_logs))
         .route("/metrics", get(metrics))
         .route(guard::HEALTH_PATH, get(async || "ok\n"))
@@ -121,7 +127,10 @@ pub fn router(state: AdminState) -> Router {
         .route("/v1/deploy", post(deploy))
         .route("/v1/services/{name}", delete(undeploy))
         .route("/v1/services/{name}/rollback", post(rollback))
-        .route("/v1/services/{name}/sql", post(sql));
+        .route("/v1/services/{name}/sql", post(sql))
+        .route("/v1/services/{name}/dead/redrive", post(messages::redrive))
+        .route("/v1/services/{name}/dead/discard", post(messages::discard))
+        .route("/v1/messages", post(messages::publish));
     looks
         .merge(changes)
         .fallback(async || AdminError::NoSuchEndpoint)
@@ -245,16 +254,28 @@ async fn service_logs(
 }
 
 async fn metrics(State(shared): State<Shared>) -> Response {
+    messages::observe(&shared.admin.messages).await;
     let kind = [(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")];
     (kind, shared.admin.metrics.render()).into_response()
 }
 
-async fn readiness(State(shared): State<Shared>) -> (StatusCode, &'static str) {
+/// A host without some of its services is ready: the others are served.
+async fn readiness(State(shared): State<Shared>) -> (StatusCode, String) {
     match shared.admin.readiness.phase() {
-        Phase::Starting => (StatusCode::SERVICE_UNAVAILABLE, "starting\n"),
-        Phase::Ready => (StatusCode::OK, "ready\n"),
-        Phase::Draining => (StatusCode::SERVICE_UNAVAILABLE, "draining\n"),
+        Phase::Starting => (StatusCode::SERVICE_UNAVAILABLE, "starting\n".to_owned()),
+        Phase::Ready => (StatusCode::OK, format!("ready\n{}", missing(&shared.admin.deployer.missing()))),
+        Phase::Draining => (StatusCode::SERVICE_UNAVAILABLE, "draining\n".to_owned()),
     }
+}
+
+/// Without the whole reason, because probes need no token.
+fn missing(services: &[ServiceStatus]) -> String {
+    let line = |ServiceStatus { service, missing, .. }: &ServiceStatus| {
+        let missing = missing.as_ref()?;
+        let reason = if missing.tries_again { "its database does not answer" } else { "see `stoa status`" };
+        Some(format!("missing {service}: failed at `{}`, {reason}; {}\n", missing.step, missing.outlook()))
+    };
+    services.iter().filter_map(line).collect()
 }
 
 fn refuse_while_draining(shared: &Shared) -> Result<(), AdminError> {

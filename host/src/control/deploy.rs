@@ -6,6 +6,7 @@
 
 mod error;
 mod prepare;
+mod resume;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -15,6 +16,7 @@ use serde::Serialize;
 use tokio::sync::{Mutex, Semaphore};
 use tokio_util::task::TaskTracker;
 
+use crate::capability::messaging::Messages;
 use crate::capability::sql::{Database, Databases};
 use crate::catalog::Catalog;
 use crate::catalog::lease::Slot;
@@ -31,6 +33,8 @@ use crate::telemetry::LogHub;
 pub use error::DeployError;
 pub use prepare::Migrated;
 use prepare::{Ready, Steps};
+use resume::Absent;
+pub use resume::Missing;
 
 /// Everything that a deploy works with.
 pub struct Parts {
@@ -40,6 +44,7 @@ pub struct Parts {
     pub journal: Journal,
     pub artifacts: Arc<ArtifactStore>,
     pub databases: Databases,
+    pub messages: Arc<Messages>,
     pub metrics: Arc<Metrics>,
     pub logs: Arc<LogHub>,
     pub limits: HostLimits,
@@ -52,6 +57,7 @@ pub struct Deployer {
     turn: Mutex<()>,
     queue: Semaphore,
     shown: std::sync::RwLock<BTreeMap<ServiceName, Shown>>,
+    absent: Absent,
     drains: TaskTracker,
 }
 
@@ -90,11 +96,13 @@ pub struct ServiceStatus {
     pub since_ms: u64,
     pub description: Option<String>,
     pub routes: Vec<String>,
-    pub policy: &'static str,
+    pub policy: Option<&'static str>,
     pub in_flight: u32,
     pub instances: i64,
     pub requests: u64,
     pub server_errors: u64,
+    /// Why it does not serve; none if it does.
+    pub missing: Option<Missing>,
 }
 
 impl Deployer {
@@ -107,6 +115,7 @@ impl Deployer {
             turn: Mutex::new(()),
             queue,
             shown: std::sync::RwLock::default(),
+            absent: Absent::default(),
             drains: TaskTracker::new(),
         })
     }
@@ -187,17 +196,17 @@ impl Deployer {
     pub async fn undeploy(&self, service: &ServiceName, who: &str) -> Result<Done, DeployError> {
         let _place = self.queue.try_acquire().map_err(|_| DeployError::Busy)?;
         let _turn = self.turn.lock().await;
-        let prepared = self
-            .parts
-            .catalog
-            .prepare_removal(service)
-            .ok_or_else(|| DeployError::NotDeployed(service.clone()))?;
+        let prepared = self.parts.catalog.prepare_removal(service);
+        if prepared.is_none() && !self.absent.contains(service) {
+            return Err(DeployError::NotDeployed(service.clone()));
+        }
         let journal = &self.parts.journal;
         let attempt =
             journal.begin(service, None, Action::Undeploy, who).await.map_err(DeployError::Journal)?;
         journal.commit(attempt, None).await.map_err(DeployError::Journal)?;
-        let replaced = self.parts.catalog.publish(prepared);
+        let replaced = prepared.and_then(|prepared| self.parts.catalog.publish(prepared));
         self.show(service, None);
+        self.forget_missing(service);
         let previous = replaced.map(|slot| self.drain(slot));
         self.parts.logs.forget(service);
         tracing::info!(service = service.as_str(), who, "undeployed");
@@ -240,12 +249,19 @@ impl Deployer {
                 return Err(error);
             }
         };
-        let migrations = ready.migrated.clone();
+        let (migrations, subjects) = (ready.migrated.clone(), ready.subjects.clone());
         let begun = Instant::now();
         journal.commit(attempt, Some(&release)).await.map_err(DeployError::Journal)?;
         let previous = self.publish(&service, ready).map(|slot| self.drain(slot));
         steps.done("publish", begun);
         self.parts.metrics.swaps.with_label_values(&[service.as_str()]).inc();
+        if let Err(error) = self.parts.messages.retain(&service, subjects).await {
+            let why = crate::blame::chain(&error);
+            tracing::error!(
+                service = service.as_str(),
+                "cannot end the subscriptions of the old release: {why}"
+            );
+        }
         tracing::info!(service = service.as_str(), release = release.short(), who, "release is serving");
         self.prune(&service).await;
         Ok(Done {
@@ -261,6 +277,7 @@ impl Deployer {
     fn publish(&self, service: &ServiceName, ready: Ready) -> Option<Arc<Slot<Release>>> {
         let replaced = self.parts.catalog.publish(ready.prepared);
         self.show(service, Some(ready.shown));
+        self.forget_missing(service);
         replaced
     }
 
@@ -354,35 +371,7 @@ impl Deployer {
         }
     }
 
-    /// Brings back everything that the journal says was serving.
-    ///
-    /// # Errors
-    /// When the journal cannot be read. A release that cannot be brought back is an error in the log, not the host's end.
-    pub async fn resume(&self) -> Result<usize, DeployError> {
-        let _turn = self.turn.lock().await;
-        let mut resumed = 0;
-        for active in self.parts.journal.active().await.map_err(DeployError::Journal)? {
-            let (artifacts, release) = (Arc::clone(&self.parts.artifacts), active.release.clone());
-            let brought = async {
-                let bundle = blocking(move || artifacts.get(&release)).await?.map_err(DeployError::Fetch)?;
-                let mut ready = self.prepare(bundle, Action::Rollback, &mut Steps::default()).await?;
-                ready.shown.since_ms = active.since_ms;
-                self.publish(&active.service, ready);
-                Ok::<_, DeployError>(())
-            };
-            match brought.await {
-                Ok(()) => resumed += 1,
-                Err(error) => tracing::error!(
-                    service = active.service.as_str(),
-                    release = active.release.short(),
-                    "cannot bring the release back: {}; deploy the service again",
-                    error.message()
-                ),
-            }
-        }
-        Ok(resumed)
-    }
-
+    /// Every service that serves or should, by name.
     pub fn status(&self) -> Vec<ServiceStatus> {
         let shown = self.shown.read().unwrap_or_else(std::sync::PoisonError::into_inner);
         let live = self.parts.catalog.snapshot();
@@ -395,17 +384,20 @@ impl Deployer {
                 since_ms: shown.since_ms,
                 description: shown.description.clone(),
                 routes: shown.routes.clone(),
-                policy: match shown.policy {
+                policy: Some(match shown.policy {
                     Policy::Fresh => "fresh",
                     Policy::Reuse => "reuse",
-                },
+                }),
                 in_flight: slot.gate().inside(),
                 instances: slot.sandbox().metrics.instances.get(),
                 requests,
                 server_errors,
+                missing: None,
             })
         };
-        live.iter().filter_map(row).collect()
+        let mut rows: Vec<_> = live.iter().filter_map(row).chain(self.missing()).collect();
+        rows.sort_by(|one, other| one.service.cmp(&other.service));
+        rows
     }
 
     /// # Errors

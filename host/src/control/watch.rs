@@ -59,7 +59,8 @@ pub enum WatchError {
 /// Deploys every bundle of `dir` as it is, without building.
 ///
 /// # Errors
-/// The first bundle that cannot be read or is refused; those before it are deployed then.
+/// The first bundle that cannot be read or is refused; those before it are deployed then. One that the host
+/// will bring back by itself is none of them.
 pub async fn deploy_all(dir: &Path, deployer: &Deployer) -> Result<(), WatchError> {
     let folders = discover::bundles(dir)?;
     if folders.is_empty() {
@@ -69,7 +70,11 @@ pub async fn deploy_all(dir: &Path, deployer: &Deployer) -> Result<(), WatchErro
         );
     }
     for folder in folders {
-        deploy(&folder, deployer, "stoa serve").await?;
+        let bundle = read(&folder, deployer.limits()).await?;
+        // It has served before, and comes back as soon as its database answers.
+        if !deployer.tries_again(&bundle.manifest.name, &bundle.release) {
+            deploy(bundle, deployer, "stoa serve").await?;
+        }
     }
     Ok(())
 }
@@ -230,7 +235,11 @@ async fn renew(folder: &Path, deployer: &Deployer, stop: &CancellationToken) {
         }
     }
     // Runs to its end even when the host is stopping: half a deploy is worse than a late stop.
-    match deploy(folder, deployer, "stoa dev").await {
+    let deployed = match read(folder, deployer.limits()).await {
+        Ok(bundle) => deploy(bundle, deployer, "stoa dev").await,
+        Err(error) => Err(error),
+    };
+    match deployed {
         Ok(done) if done.unchanged => tracing::info!(service, "`{service}` is unchanged"),
         Ok(_) => {}
         Err(error) => tracing::error!(service, "{}; the release that serves stays", chain(&error)),
@@ -277,8 +286,7 @@ async fn build(folder: &Path, manifest: &Manifest, stop: &CancellationToken) -> 
     }
 }
 
-async fn deploy(folder: &Path, deployer: &Deployer, who: &str) -> Result<Done, WatchError> {
-    let bundle = read(folder, deployer.limits()).await?;
+async fn deploy(bundle: Bundle, deployer: &Deployer, who: &str) -> Result<Done, WatchError> {
     let service = bundle.manifest.name.to_string();
     let deployed = deployer.deploy(bundle, who).await;
     deployed.map_err(|source| WatchError::Refused { service, step: source.step(), source: source.into() })

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::io::unix::AsyncFd;
+use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -67,10 +68,28 @@ impl Drop for Held {
 }
 
 struct Worker {
+    runtime: Handle,
     inbox: mpsc::Sender<Accepted>,
     open: Arc<AtomicUsize>,
     thread: JoinHandle<()>,
     finished: oneshot::Receiver<()>,
+}
+
+/// The serving threads, for work that does not come by a connection. Each gets its turn.
+#[derive(Clone)]
+pub struct Threads {
+    runtimes: Arc<[Handle]>,
+    next: Arc<AtomicUsize>,
+}
+
+impl Threads {
+    /// # Panics
+    /// Never: there is at least one.
+    pub fn next(&self) -> &Handle {
+        let turn = self.next.fetch_add(1, Ordering::Relaxed) % self.runtimes.len().max(1);
+        #[expect(clippy::indexing_slicing, reason = "a remainder of the length")]
+        &self.runtimes[turn]
+    }
 }
 
 /// The serving threads.
@@ -115,6 +134,11 @@ impl Workers {
             })
             .collect::<Result<_, _>>()?;
         Ok(Self { workers, closing, ingress: Arc::clone(ingress) })
+    }
+
+    pub fn threads(&self) -> Threads {
+        let runtimes = self.workers.iter().map(|worker| worker.runtime.clone()).collect();
+        Threads { runtimes, next: Arc::default() }
     }
 
     /// Accepts until `stop`. An error backs off and goes on: it must never end the host.
@@ -193,6 +217,7 @@ fn start_worker(index: usize, ingress: Arc<Ingress>, closing: Arc<Closing>) -> i
     let (inbox, accepted) = mpsc::channel(WORKER_INBOX);
     let (finish, finished) = oneshot::channel();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build()?;
+    let handle = runtime.handle().clone();
     let thread = std::thread::Builder::new().name(format!("serve-{index}")).spawn(move || {
         instance::serve_on_this_thread();
         runtime.block_on(work(ingress, accepted, closing));
@@ -201,7 +226,7 @@ fn start_worker(index: usize, ingress: Arc<Ingress>, closing: Arc<Closing>) -> i
         // The host may have stopped waiting.
         let _ = finish.send(());
     })?;
-    Ok(Worker { inbox, open: Arc::new(AtomicUsize::new(0)), thread, finished })
+    Ok(Worker { runtime: handle, inbox, open: Arc::new(AtomicUsize::new(0)), thread, finished })
 }
 
 /// How often a thread looks for instances that have been idle too long.

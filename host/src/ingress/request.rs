@@ -151,14 +151,14 @@ fn check(
     Ok(response)
 }
 
-/// A request's hold on its release, counted as in flight until the guest is done with it.
-struct InService {
+/// A request's or a message's hold on its release, counted as in flight until the guest is done with it.
+pub(super) struct InService {
     lease: Lease<Release>,
     _permit: Permit,
 }
 
 impl InService {
-    fn new(lease: Lease<Release>, permit: Permit) -> Self {
+    pub fn new(lease: Lease<Release>, permit: Permit) -> Self {
         lease.sandbox().metrics.in_flight.inc();
         Self { lease, _permit: permit }
     }

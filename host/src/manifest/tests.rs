@@ -109,10 +109,113 @@ fn unknown_keys_are_refused_at_every_level() {
 
 #[test]
 fn what_a_later_release_offers_is_refused_by_name() {
-    for table in ["[messaging]", "[[subscription]]\nsubject='x'", "[calls]\nx='y'"] {
-        let key = table.trim_start_matches('[').split(']').next().unwrap_or_default();
-        check(table, &format!("line 3: `{key}`: this release of the host does not offer it yet; remove it"));
+    check("[calls]\nx='y'", "line 3: `calls`: this release of the host does not offer it yet; remove it");
+}
+
+#[test]
+fn subscriptions_are_read_with_their_defaults_and_checked() -> anyhow::Result<()> {
+    let two =
+        "[[subscription]]\nsubject='a.*'\n[[subscription]]\nsubject='b.>'\nmax_attempts=3\nconcurrency=1";
+    let manifest = Manifest::parse(&format!("{MINIMAL}{two}"))?;
+    let numbers = |with: &Subscription| (with.max_attempts.get(), with.concurrency.get());
+    assert_eq!(manifest.subscriptions.iter().map(numbers).collect::<Vec<_>>(), [(8, 8), (3, 1)]);
+    let [first, ..] = manifest.subscriptions.as_slice() else { anyhow::bail!("no subscription") };
+    assert_eq!((first.retry_after, first.retry_after_max), (Span::seconds(1), Span::seconds(300)));
+
+    for (subjects, at) in [(["a.b", "a.b"], 6), (["a.*", "a.b"], 6), (["a.b.c", "a.>"], 6), ([">", "a"], 6)] {
+        let [one, other] = subjects;
+        check(
+            &format!("[[subscription]]\nsubject='{one}'\n[[subscription]]\nsubject='{other}'"),
+            &format!(
+                "line {at}: `subscription.1.subject`: a message could come by `{one}`, too, and be handled twice; \
+                 make them differ"
+            ),
+        );
     }
+    for subjects in [["a.b", "a.c"], ["a.*", "a.b.c"], ["a.>", "a"], ["a.*.b", "a.*.c"]] {
+        let [one, other] = subjects;
+        check(&format!("[[subscription]]\nsubject='{one}'\n[[subscription]]\nsubject='{other}'"), "accepted");
+    }
+    let bad = |keys: &str, problem: &str| check(&format!("[[subscription]]\n{keys}"), problem);
+    bad(
+        "subject='a b'",
+        "line 4: `subscription.subject`: `a b` is no pattern of subjects: write a subject such as `orders.placed`, \
+         with `*` for one token, or `>` at the end for the rest",
+    );
+    bad("max_attempts=3", "line 3: missing key `subject` in `[subscription]`");
+    bad("subject='a'\nretry_after='0s'", "line 5: `subscription.0.retry_after`: give a pause such as `1s`");
+    bad(
+        "subject='a'\nretry_after='2s'\nretry_after_max='1s'",
+        "line 6: `subscription.0.retry_after_max`: give at least `retry_after`",
+    );
+    bad(
+        "subject='a'\nmax_attempt=3",
+        "line 5: unknown key `max_attempt` in `[[subscription]]`; did you mean `max_attempts`?",
+    );
+    let zero = Manifest::parse(&format!("{MINIMAL}[[subscription]]\nsubject='a'\nconcurrency=0"));
+    assert!(zero.is_err_and(|error| error.to_string().starts_with("line 5: `subscription.concurrency`")));
+    Ok(())
+}
+
+#[test]
+fn what_is_published_is_a_list_of_patterns() {
+    check("[messaging]", "accepted");
+    check("[messaging]\npublish=['orders.*', 'mails.>', 'x']", "accepted");
+    check(
+        "[messaging]\npublsh=['x']",
+        "line 4: unknown key `publsh` in `[messaging]`; did you mean `publish`?",
+    );
+    check(
+        "[messaging]\npublish=['a..b']",
+        "line 4: `messaging.publish`: `a..b` is no pattern of subjects: write a subject such as `orders.placed`, \
+         with `*` for one token, or `>` at the end for the rest",
+    );
+}
+
+#[test]
+fn schedules_are_granted_subjects_at_times_that_there_are() {
+    let schedule = |keys: &str| format!("[messaging]\npublish=['ticks.*']\n[[schedule]]\n{keys}");
+    let bad = |keys: &str, problem: &str| check(&schedule(keys), problem);
+    bad("cron='*/5 * * * *'\nsubject='ticks.a'\nzone='Europe/Berlin'\nmissed='skip'", "accepted");
+    bad(
+        "cron='* * * * *'\nsubject='other.a'",
+        "line 7: `schedule.0.subject`: the service may not publish to it; add it to `publish` of `[messaging]`",
+    );
+    check(
+        "[[schedule]]\ncron='* * * * *'\nsubject='ticks.a'",
+        "line 5: `schedule.0.subject`: the service may not publish to it; add it to `publish` of `[messaging]`",
+    );
+    bad(
+        "cron='* * * * *'\nsubject='ticks.a'\nzone='Europe/Atlantis'",
+        "line 8: `schedule.0.zone`: give a time zone of the IANA database, such as `Europe/Berlin`",
+    );
+    for cron in ["often", "", "61 * * * *", "* * * *", "0 0 31 2 * * * *"] {
+        let verdict =
+            verdict(&format!("{MINIMAL}{}", schedule(&format!("cron='{cron}'\nsubject='ticks.a'"))));
+        let start = format!("line 6: `schedule.cron`: `{cron}` is no cron expression such as `*/5 * * * *`");
+        assert!(verdict.starts_with(&start), "{verdict}");
+    }
+    bad(
+        "cron='* * * * *'\nsubject='ticks.*'",
+        "line 7: `schedule.subject`: `ticks.*` is no subject: write tokens of letters, digits, `_` and `-`, \
+         separated by dots, such as `orders.placed`",
+    );
+}
+
+#[test]
+fn schedules_of_a_service_differ_and_are_counted() {
+    let schedule =
+        |cron: &str, zone: &str| format!("[[schedule]]\ncron='{cron}'\nsubject='t'\nzone='{zone}'\n");
+    let all = |schedules: &[String]| format!("[messaging]\npublish=['t']\n{}", schedules.concat());
+    let (one, later) = (schedule("0 8 * * *", "UTC"), schedule("0 9 * * *", "UTC"));
+    check(&all(&[one.clone(), later, schedule("0 8 * * *", "Europe/Berlin")]), "accepted");
+    let same = "line 10: `schedule.1.cron`: the service has this schedule already; make them differ";
+    check(&all(&[one.clone(), one]), same);
+    let many = |count: u32| {
+        (0..count).map(|n| schedule(&format!("{} {} * * *", n % 60, n / 60), "UTC")).collect::<Vec<_>>()
+    };
+    check(&all(&many(64)), "accepted");
+    check(&all(&many(65)), "line 262: `schedule.64.cron`: a service has at most 64 schedules");
 }
 
 #[test]

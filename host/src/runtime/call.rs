@@ -7,6 +7,7 @@
 
 mod body;
 mod guest;
+mod message;
 mod work;
 
 use std::ops::Deref;
@@ -18,6 +19,7 @@ use tokio::sync::oneshot;
 use wasmtime_wasi_http::WasiBody;
 
 pub use self::body::{Body, BodyError};
+pub use self::message::{Handling, handle};
 use self::work::Work;
 use crate::blame::Blame;
 use crate::metrics::Failure;
@@ -89,17 +91,17 @@ type Head = Result<Response<WasiBody>, CallError>;
 /// # Errors
 /// When the guest failed before it answered.
 pub async fn call(held: Held, request: Request<WasiBody>) -> Result<Response<Body>, CallError> {
-    let now = Instant::now();
-    let release = &**held;
-    let mut instance = match take_idle(release) {
-        Some(instance) => instance,
-        None => make(release).await?,
-    };
-    let sandbox = &release.sandbox;
+    let mut instance = take_or_make(&held).await?;
+    let (now, sandbox) = (Instant::now(), &held.sandbox);
     instance.begin(now + sandbox.request_timeout());
+    if sandbox.publisher.is_some() {
+        instance.store.data_mut().answer(request.headers());
+    }
     let over_at = now + sandbox.limits.response_timeout.get();
     let (head_sender, mut head) = oneshot::channel();
-    let mut work = Work::begin(instance, request, head_sender, held, over_at);
+    let handles = instance.handles();
+    let guest = guest::run(instance, request, head_sender, held.reuses());
+    let mut work = Work::begin(handles, guest, held, over_at);
     let answered = std::future::poll_fn(|cx| {
         let ended = work.poll(cx);
         match (head.try_recv(), ended) {
@@ -113,6 +115,14 @@ pub async fn call(held: Held, request: Request<WasiBody>) -> Result<Response<Bod
     .await?;
     work.extend();
     Ok(Body::of(answered, work))
+}
+
+/// An instance for a call: an idle one of this thread, or a new one.
+async fn take_or_make(release: &Release) -> Result<Instance, CallError> {
+    match take_idle(release) {
+        Some(instance) => Ok(instance),
+        None => make(release).await,
+    }
 }
 
 /// Makes an instance; if the host is full, this thread's idle ones make room.

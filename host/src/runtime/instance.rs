@@ -12,13 +12,13 @@ use std::time::Instant;
 
 use tokio::sync::Semaphore;
 use wasmtime::{Store, StoreContextMut, UpdateDeadline};
-use wasmtime_wasi_http::p2::bindings::Proxy;
-use wasmtime_wasi_http::p3::bindings::Service;
 
-use crate::limits::HOSTCALL_FUEL_BYTES;
+use crate::limits::{HOSTCALL_FUEL_BYTES, LEFTOVER_HANDLES_MAX};
+use crate::runtime::deadline::Deadline;
 use crate::runtime::engine;
-use crate::runtime::release::{Handler, Release, Sandbox};
-use crate::runtime::state::State;
+use crate::runtime::exports::Exports;
+use crate::runtime::release::{Release, Sandbox};
+use crate::runtime::state::{ResponseEnd, State};
 
 /// One store with one instantiated component.
 pub(super) struct Instance {
@@ -26,11 +26,6 @@ pub(super) struct Instance {
     pub(super) exports: Exports,
     served: u64,
     counted: Counted,
-}
-
-pub(super) enum Exports {
-    P2(Proxy),
-    P3(Service),
 }
 
 /// Keeps the gauge of instances right, however an instance ends.
@@ -52,11 +47,7 @@ impl Instance {
     /// When the host has no room for another, or the component's own start code fails.
     pub(super) async fn make(release: &Release) -> wasmtime::Result<Self> {
         let sandbox = &release.sandbox;
-        let engine = match &release.handler {
-            Handler::P2(pre) => pre.engine(),
-            Handler::P3(pre) => pre.engine(),
-        };
-        let mut store = Store::new(engine, State::new(sandbox));
+        let mut store = Store::new(release.pre.engine(), State::new(sandbox));
         store.limiter(|state| &mut state.limiter);
         store.set_hostcall_fuel(HOSTCALL_FUEL_BYTES);
         store.epoch_deadline_callback(on_tick);
@@ -64,10 +55,8 @@ impl Instance {
         store.data_mut().deadline.set(Instant::now() + sandbox.request_timeout());
         sandbox.metrics.instances.inc();
         let counted = Counted(Arc::clone(sandbox));
-        let exports = match &release.handler {
-            Handler::P2(pre) => Exports::P2(pre.instantiate_async(&mut store).await?),
-            Handler::P3(pre) => Exports::P3(pre.instantiate_async(&mut store).await?),
-        };
+        let instance = release.pre.instantiate_async(&mut store).await?;
+        let exports = release.exports.load(&mut store, &instance)?;
         sandbox.metrics.instantiations.inc();
         Ok(Self { store, exports, served: 0, counted })
     }
@@ -78,19 +67,44 @@ impl Instance {
         self.store.data_mut().begin(over_at);
     }
 
+    /// What the outside of a call holds of it.
+    pub(super) fn handles(&self) -> (ResponseEnd, Deadline) {
+        let state = self.store.data();
+        (state.response_end.clone(), state.deadline.clone())
+    }
+
     /// Puts an instance that ended its call well back, if its release wants it again.
     pub(super) fn recycle(mut self) {
         self.served += 1;
         self.store.data_mut().end();
+        let is_cluttered = self.is_cluttered();
         let sandbox = &self.counted.0;
-        let again = self.served < sandbox.instances.retire_after && !sandbox.retired.load(Ordering::Acquire);
-        if again {
+        let is_wanted =
+            self.served < sandbox.instances.retire_after && !sandbox.retired.load(Ordering::Acquire);
+        if is_wanted && !is_cluttered {
             WORKER.with_borrow_mut(|worker| {
                 if let Some(worker) = worker {
                     worker.put(self);
                 }
             });
         }
+    }
+}
+
+impl Instance {
+    /// Whether the guest keeps so many handles of past requests that its table would be full some day. None can be
+    /// taken from it: the number would be given out again, and the guest may still use it.
+    fn is_cluttered(&mut self) -> bool {
+        let concurrent = self.store.concurrent_resource_table().map_or(0, |table| table.iter_mut().count());
+        let left_over = self.store.data_mut().handles() + concurrent;
+        let sandbox = &self.counted.0;
+        let entries = usize::try_from(sandbox.limits.table_entries).unwrap_or(usize::MAX);
+        if left_over <= LEFTOVER_HANDLES_MAX.min(entries / 2) {
+            return false;
+        }
+        let (service, release) = (sandbox.service.as_str(), sandbox.release.short());
+        tracing::debug!(service, release, left_over, "an instance keeps too many handles to be used again");
+        true
     }
 }
 

@@ -5,17 +5,18 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use wasmtime::component::{Component, InstancePre, Linker};
-use wasmtime_wasi_http::p2::bindings::ProxyPre;
-use wasmtime_wasi_http::p3::bindings::ServicePre;
 
+use crate::capability::messaging;
+use crate::capability::messaging::publisher::Publisher;
 use crate::capability::outbound::Outbound;
 use crate::capability::sql::{self, Database};
 use crate::limits::ServiceLimits;
-use crate::manifest::{Instances, Policy};
+use crate::manifest::{Instances, Policy, Schedule, Subscription};
 use crate::metrics::ReleaseMetrics;
 use crate::name::{ReleaseId, ServiceName};
 use crate::runtime::admission::Gate;
 use crate::runtime::engine::{Engines, Kind};
+use crate::runtime::exports::{Found, Wanted};
 use crate::runtime::state::State;
 use crate::telemetry::{GuestOutput, GuestStream};
 
@@ -28,6 +29,9 @@ pub struct Sandbox {
     pub settings: Vec<(String, String)>,
     pub outbound: Arc<Outbound>,
     pub database: Option<Arc<Database>>,
+    pub publisher: Option<Arc<Publisher>>,
+    pub subscriptions: Vec<Subscription>,
+    pub schedules: Vec<Schedule>,
     pub metrics: ReleaseMetrics,
     /// Distinguishes this load of the release from any other in this process.
     pub(super) serial: u64,
@@ -46,20 +50,19 @@ pub struct SandboxSpec {
     pub settings: Vec<(String, String)>,
     pub outbound: Arc<Outbound>,
     pub database: Option<Arc<Database>>,
+    pub publisher: Option<Arc<Publisher>>,
+    pub subscriptions: Vec<Subscription>,
+    pub schedules: Vec<Schedule>,
+    pub has_routes: bool,
     pub metrics: ReleaseMetrics,
 }
 
 /// A compiled release with its grants, shared by all its instances.
 pub struct Release {
     pub(super) sandbox: Arc<Sandbox>,
-    pub(super) handler: Handler,
+    pub(super) pre: InstancePre<State>,
+    pub(super) exports: Found,
     gate: Arc<Gate>,
-}
-
-/// The export that answers requests.
-pub(super) enum Handler {
-    P2(ProxyPre<State>),
-    P3(ServicePre<State>),
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -73,7 +76,7 @@ pub enum LinkError {
     )]
     NotGranted { import: String, table: &'static str },
     #[error(
-        "the component imports `{0}` for synchronous calls, which its functions are not made for; import `stoa:sql/blocking-database` instead"
+        "the component imports the twin of `{0}` for synchronous calls, which its functions are not made for; import `{0}` instead"
     )]
     Synchronous(String),
     #[error("the component does not fit the host's interfaces: {0}")]
@@ -83,6 +86,11 @@ pub enum LinkError {
          it exports: {0}"
     )]
     NoHandler(String),
+    #[error(
+        "the component does not export `stoa:messaging/handler`, so it cannot handle the messages of its `[[subscription]]`; \
+         it exports: {0}"
+    )]
+    NoMessageHandler(String),
     #[error("offer the WASI interfaces: {0:#}")]
     Linker(wasmtime::Error),
 }
@@ -100,13 +108,18 @@ impl Release {
         component: &Component,
         spec: SandboxSpec,
     ) -> Result<Self, LinkError> {
-        if spec.database.is_none()
-            && let Some(import) = import_of(component, "stoa:sql/")
-        {
-            return Err(LinkError::NotGranted { import, table: "[database]" });
+        let grants = [
+            (spec.database.is_some(), "stoa:sql/", "[database]"),
+            (spec.publisher.is_some(), "stoa:messaging/", "[messaging]"),
+        ];
+        for (_, beginning, table) in grants.into_iter().filter(|(is_granted, ..)| !is_granted) {
+            if let Some(import) = import_of(component, beginning) {
+                return Err(LinkError::NotGranted { import, table });
+            }
         }
         let pre = linkers.get(kind).instantiate_pre(component).map_err(|error| explain(&error))?;
-        let handler = Handler::of(component, pre)?;
+        let wanted = Wanted { requests: spec.has_routes, messages: !spec.subscriptions.is_empty() };
+        let exports = Found::of(component, &pre, wanted)?;
         let limits = &spec.limits;
         let at_work_max = limits.concurrency.min(spec.instances.max);
         let gate = Gate::new(at_work_max, limits.queue, limits.queue_timeout.get());
@@ -118,12 +131,15 @@ impl Release {
             settings: spec.settings,
             outbound: spec.outbound,
             database: spec.database,
+            publisher: spec.publisher,
+            subscriptions: spec.subscriptions,
+            schedules: spec.schedules,
             metrics: spec.metrics,
             serial: NEXT_SERIAL.fetch_add(1, Ordering::Relaxed),
             retired: AtomicBool::new(false),
             ended: Arc::new(AtomicBool::new(false)),
         });
-        Ok(Self { sandbox, handler, gate })
+        Ok(Self { sandbox, pre, exports, gate })
     }
 
     pub fn sandbox(&self) -> &Arc<Sandbox> {
@@ -161,24 +177,6 @@ impl Sandbox {
     }
 }
 
-impl Handler {
-    fn of(component: &Component, pre: InstancePre<State>) -> Result<Self, LinkError> {
-        let engine = component.engine();
-        let exports: Vec<String> =
-            component.component_type().exports(engine).map(|(name, _)| name.to_owned()).collect();
-        let has = |prefix: &str| exports.iter().any(|name| name.starts_with(prefix));
-        let mismatch = |error: wasmtime::Error| LinkError::Mismatch(format!("{error:#}"));
-        if has("wasi:http/handler@0.3.") {
-            ServicePre::new(pre).map(Self::P3).map_err(mismatch)
-        } else if has("wasi:http/incoming-handler@0.2.") {
-            ProxyPre::new(pre).map(Self::P2).map_err(mismatch)
-        } else {
-            let listed = if exports.is_empty() { "nothing".to_owned() } else { exports.join(", ") };
-            Err(LinkError::NoHandler(listed))
-        }
-    }
-}
-
 /// What the host offers to components, for each of the two engines; made once.
 pub struct Linkers {
     plain: Linker<State>,
@@ -208,8 +206,10 @@ fn linker(engines: &Engines, kind: Kind) -> wasmtime::Result<Linker<State>> {
     wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
     wasmtime_wasi_http::p2::add_only_http_to_linker_async(&mut linker)?;
     sql::host::add_blocking_to_linker(&mut linker)?;
+    messaging::host::add_blocking_to_linker(&mut linker)?;
     if kind == Kind::Concurrent {
         sql::host::add_to_linker(&mut linker)?;
+        messaging::host::add_to_linker(&mut linker)?;
         wasmtime_wasi::p3::add_to_linker(&mut linker)?;
         wasmtime_wasi_http::p3::add_to_linker(&mut linker)?;
     }
@@ -228,9 +228,10 @@ fn explain(error: &wasmtime::Error) -> LinkError {
     let import = text.split_once("component imports ").and_then(|(_, rest)| rest.split('`').nth(1));
     match import {
         Some(import) if text.contains("was not found in the linker") && !text.contains("type mismatch") => {
-            if import.starts_with("stoa:sql/database@") {
+            let has_twin = ["stoa:sql/database@", "stoa:messaging/producer@"];
+            if has_twin.iter().any(|name| import.starts_with(name)) {
                 // Offered to asynchronous components, and this is none.
-                return LinkError::Synchronous(import.to_owned());
+                return LinkError::Synchronous(import.replacen('/', "/blocking-", 1));
             }
             LinkError::UnknownImport(import.to_owned())
         }

@@ -17,8 +17,12 @@ use wasmtime_wasi_http::{
     RequestOptions, WasiBody, WasiHttpCtx, WasiHttpCtxView, WasiHttpHooks, WasiHttpView,
 };
 
+use crate::capability::messaging::host::{HasMessaging, MessagingView};
+use crate::capability::messaging::message::{REQUEST_ID, TRACE};
+use crate::capability::messaging::publisher::{Origin, Publisher};
 use crate::capability::outbound::Outbound;
 use crate::capability::sql::host::{HasSql, SqlView};
+use crate::capability::sql::inbox::Receipt;
 use crate::capability::sql::session::Session;
 use crate::limits::RANDOM_BYTES_MAX;
 use crate::runtime::deadline::Deadline;
@@ -33,6 +37,9 @@ pub struct State {
     table: ResourceTable,
     hooks: Hooks,
     sql: Session,
+    publisher: Option<Arc<Publisher>>,
+    /// What the call at work hands on to the messages that it publishes.
+    origin: Origin,
     pub(super) limiter: Limiter,
     /// When the call at work is over.
     pub(super) deadline: Deadline,
@@ -92,6 +99,8 @@ impl State {
             table,
             hooks: Hooks { outbound: Arc::clone(&sandbox.outbound), has_fetched: false },
             sql: Session::new(sandbox.database.clone()),
+            publisher: sandbox.publisher.clone(),
+            origin: Origin::default(),
             limiter: Limiter::new(sandbox.limits.memory.as_usize()),
             deadline: Deadline::new(Arc::clone(&sandbox.ended)),
             ticks: 0,
@@ -107,9 +116,26 @@ impl State {
         self.hooks.has_fetched = false;
     }
 
+    /// The call answers a request.
+    pub(super) fn answer(&mut self, headers: &http::HeaderMap) {
+        let text = |name| Some(headers.get(name)?.to_str().ok()?.to_owned());
+        self.origin = Origin { request_id: text(REQUEST_ID), trace: text(TRACE), hops: 0 };
+    }
+
+    /// The call handles a message.
+    pub(super) fn handle(&mut self, origin: Origin, receipt: Option<Arc<Receipt>>) {
+        self.origin = origin;
+        self.sql.handle(receipt);
+    }
+
     /// Ends what the call at work has left behind.
     pub(super) fn end(&mut self) {
         self.sql.end();
+    }
+
+    /// Handles that the guest has not given back.
+    pub(super) fn handles(&mut self) -> usize {
+        self.table.iter_mut().count()
     }
 
     /// Whether the call at work has got a body from outside, which it may have handed on.
@@ -133,6 +159,12 @@ impl WasiHttpView for State {
 impl HasSql for State {
     fn sql(&mut self) -> SqlView<'_> {
         SqlView { session: &mut self.sql, table: &mut self.table }
+    }
+}
+
+impl HasMessaging for State {
+    fn messaging(&mut self) -> MessagingView<'_> {
+        MessagingView { publisher: self.publisher.as_ref(), origin: &self.origin, table: &mut self.table }
     }
 }
 

@@ -4,7 +4,7 @@ use std::os::unix::fs::PermissionsExt as _;
 
 use http::Request;
 
-use crate::support::{Answer, Body, Bundle, Host, Setup, empty, full, run, stoa};
+use crate::support::{Answer, Body, Bundle, Host, Setup, empty, full, request, run, stoa};
 
 const TOKEN: &str = "0123456789abcdef0123";
 
@@ -167,7 +167,14 @@ async fn a_body_larger_than_any_bundle_is_refused_without_being_kept() {
 #[tokio::test]
 async fn every_row_of_the_metrics_table_is_on_the_page_after_some_traffic() {
     let with_database = Bundle::of("sql").with("[database]");
-    let host = Host::start(&[Bundle::of("release_a"), Bundle::of("trap"), with_database]).await;
+    let tables = "[database]\n[messaging]\npublish = [\"a\"]\n[[subscription]]\nsubject = \"a\"";
+    let with_messages = Bundle::of("messages").with(tables);
+    let host =
+        Host::start(&[Bundle::of("release_a"), Bundle::of("trap"), with_database, with_messages]).await;
+    let message = r#"{"subject":"a","body":"{\"do\":\"print\"}"}"#;
+    let publish = request("POST", "messages", "/publish").header("content-type", "application/json");
+    assert_eq!(host.send(publish.body(full(message)).expect("a request")).await.status, 200);
+    host.metric_reaches("stoa_messages_handled_total", &[("outcome", "done")], 1.0).await;
     host.get("release-a", "/").await;
     host.get("sql", "/stream?sql=select%201").await;
     host.get("trap", "/").await;

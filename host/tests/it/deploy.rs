@@ -102,10 +102,10 @@ async fn an_unknown_manifest_key_is_refused_with_its_line_and_the_nearest_key() 
 #[tokio::test]
 async fn a_key_of_a_later_release_is_refused() {
     check(
-        &new("release_b").with("[messaging]\npublish = [\"orders.>\"]"),
+        &new("release_b").with("[calls]\n\"shop:inventory/stock\" = \"inventory\""),
         422,
         "fetch",
-        &["messaging", "not offer it yet"],
+        &["calls", "not offer it yet"],
     )
     .await;
 }

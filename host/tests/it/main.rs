@@ -28,6 +28,7 @@ mod hostile_guests;
 mod limits;
 mod outbound;
 
+mod messaging;
 mod sql;
 
 mod admin;

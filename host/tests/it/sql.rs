@@ -34,8 +34,8 @@ macro_rules! backends {
     )*};
 }
 
-mod place;
-mod world;
+pub mod place;
+pub mod world;
 
 mod statements;
 mod values;
@@ -53,4 +53,8 @@ mod migrations;
 mod durability;
 mod flow;
 mod oversell;
+mod resume;
 mod server;
+
+mod leftovers;
+mod traces;

@@ -5,6 +5,7 @@
 
 mod bundle;
 mod client;
+mod gate;
 mod host;
 mod process;
 mod raw;
@@ -13,8 +14,9 @@ use std::time::{Duration, Instant};
 
 pub use bundle::{Bundle, fixture_path};
 pub use client::{Answer, Body, Connection, channel, empty, full, request};
+pub use gate::Gate;
 pub use host::{Host, Refusal, Setup};
-pub use process::{run, stoa};
+pub use process::{die_with_this_thread, run, stoa};
 pub use raw::Raw;
 
 /// How long anything may take that is not about time. Generous: the machine may be busy with other tests.

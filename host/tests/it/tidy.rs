@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 const FILE_LINES_MAX: usize = 500;
 const FUNCTION_LINES_MAX: usize = 70;
 
-const LEAVES: [&str; 9] =
-    ["blame", "config", "limits", "manifest", "metrics", "name", "origin", "strict", "telemetry"];
+const LEAVES: [&str; 10] =
+    ["blame", "config", "limits", "manifest", "metrics", "name", "origin", "strict", "subject", "telemetry"];
 
 /// A source file, by its path below `src/`, without its comments and its tests.
 struct Source {
@@ -172,7 +172,9 @@ fn a_capability_does_not_know_its_siblings() {
     let mut broken = Vec::new();
     for source in sources().iter().filter(|source| source.path.starts_with("capability/")) {
         let own = source.path.split(['/', '.']).nth(1).unwrap_or_default();
-        let others = source.code.split("crate::capability::").skip(1).filter(|rest| !rest.starts_with(own));
+        // A message may be published with a transaction, and is handled once by one.
+        let may_know = |rest: &&str| rest.starts_with(own) || (own == "messaging" && rest.starts_with("sql"));
+        let others = source.code.split("crate::capability::").skip(1).filter(|rest| !may_know(rest));
         broken.extend(
             others.map(|rest| format!("{}: {}", source.path, rest.lines().next().unwrap_or_default())),
         );
@@ -194,9 +196,12 @@ fn the_command_line_knows_the_control_plane_and_nothing_below_it() {
 }
 
 /// A foreign crate's name, or its beginning if it ends with `*`, and where it may be used.
-const FENCES: [(&str, &[&str]); 10] = [
+const FENCES: [(&str, &[&str]); 13] = [
     ("hyper*", &["ingress", "capability/outbound", "control/admin", "cli/client"]),
-    ("sqlx", &["control/journal", "capability/sql"]),
+    ("sqlx", &["control/journal", "capability/sql", "capability/messaging/log"]),
+    ("croner", &["manifest/messaging", "ingress/schedule"]),
+    ("jiff", &["manifest/messaging", "ingress/schedule"]),
+    ("async_nats", &["capability/messaging/nats"]),
     ("libsqlite3_sys", &["capability/sql/sqlite/guard"]),
     ("wasmtime*", &["runtime", "capability", "control/deploy/prepare", "ingress/request"]),
     ("wasmparser", &["runtime/engine"]),

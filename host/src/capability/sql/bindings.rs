@@ -2,7 +2,7 @@
 
 mod generated {
     wasmtime::component::bindgen!({
-        path: "../wit",
+        path: "../wit/sql.wit",
         inline: "
             package stoa:host;
             world sql {
@@ -26,4 +26,4 @@ mod generated {
 pub use self::generated::stoa::sql::types::{
     Access, Column, ConstraintKind, Error, Host as TypesHost, Problem, Row, Table, Value, Violation,
 };
-pub use self::generated::stoa::sql::{blocking_database, database};
+pub use self::generated::stoa::sql::{blocking_database, database, types};

@@ -19,6 +19,25 @@ pub trait Rows: Send {
     fn row(&mut self, row: Row) -> impl Future<Output = Result<(), Error>> + Send;
 }
 
+/// Counts the rows on their way to somebody else.
+pub struct Tallied<'r, R> {
+    pub rows: &'r mut R,
+    pub count: u64,
+}
+
+impl<R: Rows> Rows for Tallied<'_, R> {
+    const ARE_WANTED: bool = R::ARE_WANTED;
+
+    fn columns(&mut self, columns: Vec<Column>) {
+        self.rows.columns(columns);
+    }
+
+    fn row(&mut self, row: Row) -> impl Future<Output = Result<(), Error>> + Send {
+        self.count += 1;
+        self.rows.row(row)
+    }
+}
+
 /// A statement on its way to a database.
 pub struct Call<'c> {
     pub text: &'c str,

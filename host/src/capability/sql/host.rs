@@ -79,6 +79,7 @@ async fn query<T: HasSql + 'static>(
         Err(error) => return Ok(Err(error)),
     };
     store.with(|mut store| {
+        store.get().session.remember_stream(&begun.rows.feeding);
         let end = async move { wasmtime::error::Ok(begun.end.await.unwrap_or(Err(Error::Ended))) };
         Ok(Ok(database::Rows {
             columns: begun.columns,

@@ -4,7 +4,6 @@
 //! adds what the new release needs, and only a later one takes away what no release needs any more.
 
 use std::collections::HashMap;
-use std::time::Duration;
 
 use bytes::Bytes;
 
@@ -12,6 +11,7 @@ use super::Database;
 use super::bindings::{Access, Column, Error, Row, Value};
 use super::connection::{Call, Connection, Rows};
 use super::statement::Statement;
+use crate::limits::{SQL_BOOK_TIMEOUT, SQL_MIGRATION_TIMEOUT};
 use crate::name::{Digest, ReleaseId};
 
 #[derive(Debug, thiserror::Error)]
@@ -32,6 +32,13 @@ pub enum MigrateError {
     Failed { name: String, error: Words },
     #[error("the database does not answer: {0}")]
     Database(Words),
+}
+
+impl MigrateError {
+    /// Whether it may pass by itself.
+    pub const fn may_pass(&self) -> bool {
+        matches!(self, Self::Database(Words(Error::Unavailable | Error::Timeout | Error::Conflict)))
+    }
 }
 
 /// An error of the contract in words, for operators.
@@ -60,12 +67,6 @@ impl std::fmt::Display for Words {
     }
 }
 
-/// Time for one migration: it may rewrite a large table.
-const MIGRATION_LIMIT: Duration = Duration::from_secs(600);
-
-/// Time for the host's own statements about them.
-const BOOK_LIMIT: Duration = Duration::from_secs(10);
-
 const BOOK: &str = "create table if not exists _stoa_migrations (\
     name text primary key, checksum text not null, release text not null, \
     applied_at timestamp not null default current_timestamp)";
@@ -85,22 +86,22 @@ pub async fn migrate(
     let scripts = migrations.iter().map(Script::read).collect::<Result<Vec<_>, _>>()?;
     let failed = |error| MigrateError::Database(Words(error));
     let mut connection = database.connection(Access::ReadWrite).await.map_err(failed)?;
-    connection.lock_migrations(MIGRATION_LIMIT).await.map_err(failed)?;
-    connection.begin(Access::ReadWrite, BOOK_LIMIT).await.map_err(failed)?;
-    connection.speak(BOOK, true, BOOK_LIMIT).await.map_err(failed)?;
+    connection.lock_migrations(SQL_MIGRATION_TIMEOUT).await.map_err(failed)?;
+    connection.begin(Access::ReadWrite, SQL_BOOK_TIMEOUT).await.map_err(failed)?;
+    connection.speak(BOOK, true, SQL_BOOK_TIMEOUT).await.map_err(failed)?;
     let pending = pending(&scripts, &book(&mut connection).await.map_err(failed)?)?;
     for script in &pending {
         let name = script.name;
-        let ran = connection.speak(script.text, false, MIGRATION_LIMIT).await;
+        let ran = connection.speak(script.text, false, SQL_MIGRATION_TIMEOUT).await;
         ran.map_err(|error| MigrateError::Failed { name: name.to_owned(), error: Words(error) })?;
         // Letters, digits and a few marks only: nothing to quote.
         let (checksum, release) = (script.checksum.as_str(), release.as_str());
         let noted = format!(
             "insert into _stoa_migrations (name, checksum, release) values ('{name}', '{checksum}', '{release}')"
         );
-        connection.speak(&noted, true, BOOK_LIMIT).await.map_err(failed)?;
+        connection.speak(&noted, true, SQL_BOOK_TIMEOUT).await.map_err(failed)?;
     }
-    connection.commit(BOOK_LIMIT).await.map_err(failed)?;
+    connection.commit(SQL_BOOK_TIMEOUT).await.map_err(failed)?;
     Ok(pending.into_iter().map(|script| script.name.to_owned()).collect())
 }
 
@@ -114,7 +115,7 @@ pub async fn unknown(
 ) -> Result<Vec<String>, MigrateError> {
     let failed = |error| MigrateError::Database(Words(error));
     let mut connection = database.connection(Access::ReadWrite).await.map_err(failed)?;
-    connection.speak(BOOK, true, BOOK_LIMIT).await.map_err(failed)?;
+    connection.speak(BOOK, true, SQL_BOOK_TIMEOUT).await.map_err(failed)?;
     let mut names: Vec<String> = book(&mut connection).await.map_err(failed)?.into_keys().collect();
     names.retain(|name| !migrations.iter().any(|(known, _)| known == name));
     names.sort();
@@ -160,9 +161,9 @@ fn pending<'s, 'b>(
 /// Name and checksum of every migration that was run.
 async fn book(connection: &mut Connection) -> Result<HashMap<String, String>, Error> {
     let text = "select name, checksum from _stoa_migrations";
-    let statement = Statement::host("select");
+    let statement = Statement::by_host("select", 0);
     let mut rows = Book::default();
-    let call = Call { text, statement: &statement, parameters: Vec::new(), limit: BOOK_LIMIT };
+    let call = Call { text, statement: &statement, parameters: Vec::new(), limit: SQL_BOOK_TIMEOUT };
     connection.run(call, &mut rows).await?;
     Ok(rows.0)
 }

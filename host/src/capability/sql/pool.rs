@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use crate::limits::SQL_IDLE_MAX;
+
 /// Idle connections to one database, and the places for those in use.
 pub struct Pool<C> {
     idle: Mutex<Vec<(Instant, C)>>,
@@ -26,9 +28,6 @@ pub struct Pooled<C> {
     connection: C,
     place: (OwnedSemaphorePermit, Arc<Pool<C>>),
 }
-
-/// How long a connection may idle beside others that are enough.
-const IDLE_MAX: Duration = Duration::from_secs(60);
 
 impl<C> Pool<C> {
     pub fn new(size: u32) -> Arc<Self> {
@@ -75,7 +74,8 @@ impl<C> Pooled<C> {
         let now = Instant::now();
         let mut idle = pool.idle();
         // The last one in is the first one out, so those at the front are not needed.
-        let is_old = idle.first().is_some_and(|(since, _)| now.saturating_duration_since(*since) > IDLE_MAX);
+        let is_old =
+            idle.first().is_some_and(|(since, _)| now.saturating_duration_since(*since) > SQL_IDLE_MAX);
         let old = is_old.then(|| idle.remove(0));
         idle.push((now, self.connection));
         drop(idle);

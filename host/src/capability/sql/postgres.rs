@@ -10,7 +10,7 @@ mod server;
 mod tenant;
 mod value;
 
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use futures_util::StreamExt as _;
@@ -18,6 +18,7 @@ use futures_util::stream::BoxStream;
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgQueryResult, PgRow};
 use sqlx::{AssertSqlSafe, Connection as _, Either, Executor as _, SqlSafeStr as _, Statement as _};
 use tokio::task::coop::consume_budget;
+use tokio::time::timeout_at;
 
 use self::server::Backend;
 pub use self::server::{Server, ServerError};
@@ -27,7 +28,7 @@ use super::bindings::{Access, Error, Problem};
 use super::connection::{Broken, Call, Connection, Rows};
 use super::pool::Pool;
 use super::statement::Statement;
-use crate::limits::ServiceLimits;
+use crate::limits::{POSTGRES_STATEMENT_TIMEOUT, ServiceLimits};
 use crate::name::ServiceName;
 
 /// One service's schema.
@@ -37,6 +38,8 @@ pub struct PostgresDatabase {
     limits: ServiceLimits,
     options: PgConnectOptions,
     pool: Arc<Pool<Link>>,
+    /// When the log was last told that there is no connection to be had.
+    told_at: Mutex<Option<Instant>>,
 }
 
 /// One connection as the service's role.
@@ -61,6 +64,9 @@ pub struct Link {
 /// A connection that was heard of not longer ago is taken to be alive.
 const FRESH: Duration = Duration::from_secs(2);
 
+/// How often the log is told that there is no connection to be had.
+const TELL_EVERY: Duration = Duration::from_secs(1);
+
 /// Time to read what is left of a result that is not wanted any more; a new connection costs about as much.
 const DRAIN_LIMIT: Duration = Duration::from_millis(50);
 
@@ -79,26 +85,38 @@ impl PostgresDatabase {
         let options = server.tenant(service, limits).await?;
         let (service, limits) = (service.clone(), limits.clone());
         let pool = Pool::new(limits.sql_connections);
-        Ok(Self { server, service, limits, options, pool })
+        Ok(Self { server, service, limits, options, pool, told_at: Mutex::default() })
     }
 
     /// Gets a connection. It may write, unless a transaction begins that may not.
     pub async fn connection(&self, _: Access) -> Result<Connection, Error> {
         let limit = self.limits.sql_connection_timeout.get();
+        // For all of it: when the server hangs, a wait and a login of their own would outlast the request.
+        let deadline = tokio::time::Instant::now() + limit;
         let mut place = self.pool.place(limit).await.ok_or(Error::Unavailable)?;
         if let Some(mut link) = place.idle.take() {
-            if link.is_alive().await {
+            if let Ok(true) = timeout_at(deadline, link.is_alive()).await {
                 return Ok(place.with(link).into());
             }
             self.pool.forget();
         }
-        let link = self.open(limit).await.map_err(|error| {
+        let opened = timeout_at(deadline, self.open(limit)).await;
+        let link = opened.unwrap_or_else(|_| Err(server::timed_out())).map_err(|error| {
             self.pool.forget();
-            let service = self.service.as_str();
-            tracing::error!(service, %error, "cannot connect to a service's database");
+            self.tell(&error);
             Error::Unavailable
         })?;
         Ok(place.with(link).into())
+    }
+
+    /// Logs that there is no connection, but not for every request: while the server is away, all of them fail.
+    fn tell(&self, error: &sqlx::Error) {
+        let mut told_at = self.told_at.lock().unwrap_or_else(PoisonError::into_inner);
+        if told_at.is_none_or(|told_at| told_at.elapsed() >= TELL_EVERY) {
+            *told_at = Some(Instant::now());
+            let service = self.service.as_str();
+            tracing::error!(service, %error, "cannot connect to a service's database");
+        }
     }
 
     async fn open(&self, limit: Duration) -> Result<Link, sqlx::Error> {
@@ -209,7 +227,7 @@ impl Link {
     /// Runs a script: the host's own, or a migration. The connection is not used again after it.
     pub async fn speak(&mut self, script: &str, limit: Duration) -> Result<(), Broken> {
         self.is_clean = false;
-        if limit >= tenant::STATEMENT_LIMIT {
+        if limit >= POSTGRES_STATEMENT_TIMEOUT {
             let millis = limit.saturating_mul(2).as_millis().min(i32::MAX as u128);
             self.command(&format!("set statement_timeout = {millis}"), limit).await?;
         }
@@ -366,6 +384,31 @@ fn leaves_nothing(statement: &Statement, text: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// The kernel takes connections for it, and nobody answers them.
+    fn silent_database() -> (std::net::TcpListener, PostgresDatabase) {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("listen");
+        let url = format!("postgres://stoa@{}/services", listener.local_addr().expect("an address"));
+        let server = Server::new(&url, [0; 32]).expect("a server");
+        let (options, pool) = (server.options.clone(), Pool::new(1));
+        let (service, limits) = ("orders".parse().expect("a name"), ServiceLimits::default());
+        (listener, PostgresDatabase { server, service, limits, options, pool, told_at: Mutex::default() })
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_wait_for_a_connection_and_its_login_have_one_limit_together() {
+        let (_listener, database) = silent_database();
+        let limit = database.limits.sql_connection_timeout.get();
+        let began = tokio::time::Instant::now();
+        let used = database.pool.place(limit).await.expect("a place");
+        let (connection, ()) = tokio::join!(database.connection(Access::ReadOnly), async {
+            tokio::time::sleep(limit * 4 / 5).await;
+            drop(used);
+        });
+        assert!(matches!(connection, Err(Error::Unavailable)));
+        let took = began.elapsed();
+        assert!(took >= limit && took < limit * 6 / 5, "{took:?}");
+    }
 
     #[test]
     fn a_session_that_may_have_changed_is_known_by_its_statement() {

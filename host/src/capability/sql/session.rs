@@ -9,18 +9,25 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{Mutex, OwnedMutexGuard};
 use tokio::task::AbortHandle;
+use tracing::Instrument as _;
 
 use super::Database;
 use super::bindings::{Access, Column, Error, Problem, Row, Table, Value};
-use super::connection::{Call, Connection, Rows};
+use super::connection::{Call, Connection, Rows, Tallied};
+use super::inbox::{Receipt, Signature};
 use super::statement::{ScanError, Statement};
+use super::stream::Feeding;
 
 /// What an instance holds of its service's database.
 pub struct Session {
     database: Option<Arc<Database>>,
     /// Transactions open now, and those that were, until the next one begins.
     open: Vec<Weak<Slot>>,
+    /// The same of results that are read as they come.
+    streams: Vec<Weak<Feeding>>,
     count: Arc<AtomicU32>,
+    /// The message that the call at work handles.
+    receipt: Option<Arc<Receipt>>,
 }
 
 /// A transaction as a guest holds it. Dropping it rolls back.
@@ -36,6 +43,9 @@ struct Slot {
     /// Set from outside of the lock: the next statement finds the transaction ended.
     is_over: AtomicBool,
     ends_at: Instant,
+    signature: Option<Signature>,
+    /// A message was published within it.
+    has_posted: AtomicBool,
 }
 
 /// An open transaction's connection. A guest may hold the handle of one that has ended for long, and it does
@@ -66,7 +76,7 @@ enum Place {
 
 impl Session {
     pub fn new(database: Option<Arc<Database>>) -> Self {
-        Self { database, open: Vec::new(), count: Arc::default() }
+        Self { database, open: Vec::new(), streams: Vec::new(), count: Arc::default(), receipt: None }
     }
 
     /// A statement that is a transaction of its own.
@@ -88,7 +98,12 @@ impl Session {
         if before >= database.limits().sql_transactions {
             return Err(Error::TooManyTransactions);
         }
-        Ok(Opening { database, counted })
+        Ok(Opening { database, counted, receipt: self.receipt.clone() })
+    }
+
+    /// A call begins that handles a message.
+    pub fn handle(&mut self, receipt: Option<Arc<Receipt>>) {
+        self.receipt = receipt;
     }
 
     /// Remembers an open transaction, so that it ends with the request.
@@ -97,8 +112,19 @@ impl Session {
         self.open.push(Arc::downgrade(&transaction.slot));
     }
 
-    /// The request is over, and with it every transaction that it left open.
+    /// Remembers a result that is being read, so that it ends with the request.
+    pub fn remember_stream(&mut self, feeding: &Arc<Feeding>) {
+        self.streams.retain(|feeding| feeding.strong_count() > 0);
+        self.streams.push(Arc::downgrade(feeding));
+    }
+
+    /// The request is over, and with it every transaction and every result that it left open. A guest may still
+    /// hold their handles; there is nothing behind them any more.
     pub fn end(&mut self) {
+        self.receipt = None;
+        for feeding in self.streams.drain(..).filter_map(|feeding| feeding.upgrade()) {
+            feeding.end();
+        }
         for slot in self.open.drain(..).filter_map(|slot| slot.upgrade()) {
             slot.end();
         }
@@ -113,6 +139,7 @@ impl Session {
 pub struct Opening {
     database: Arc<Database>,
     counted: Counted,
+    receipt: Option<Arc<Receipt>>,
 }
 
 impl Opening {
@@ -122,8 +149,18 @@ impl Opening {
     /// When no connection is free in time, or the database fails.
     pub async fn begin(self, access: Access) -> Result<Transaction, Error> {
         let limits = self.database.limits();
-        let mut connection = self.database.connection(access).await?;
-        connection.begin(access, limits.sql_timeout.get()).await?;
+        let begun = async {
+            let mut connection = self.database.connection(access).await?;
+            connection.begin(access, limits.sql_timeout.get()).await?;
+            Ok(connection)
+        };
+        let mut connection = begun.await.inspect_err(|error| self.database.observe_failure(error))?;
+        let signature = match self.receipt {
+            Some(receipt) if access == Access::ReadWrite => {
+                receipt.sign(&mut connection, super::now(), limits.sql_timeout.get()).await?
+            }
+            _ => None,
+        };
         let lifetime = limits.sql_transaction_timeout.get();
         let open = Open { connection, _counted: self.counted };
         let slot = Arc::new(Slot {
@@ -131,6 +168,8 @@ impl Opening {
             connection: Arc::new(Mutex::new(Some(open))),
             is_over: AtomicBool::new(false),
             ends_at: Instant::now() + lifetime,
+            signature,
+            has_posted: AtomicBool::new(false),
         });
         let held = Arc::downgrade(&slot);
         let expiry = tokio::spawn(async move {
@@ -251,21 +290,40 @@ impl Target {
     /// Runs a statement to its end, handing its rows to `rows`.
     pub async fn run(self, text: &str, parameters: Vec<Value>, rows: &mut impl Rows) -> Result<u64, Error> {
         let statement = check(self.database(), text, &parameters).inspect_err(|_| self.fail())?;
+        self.run_checked(text, &statement, parameters, rows).await
+    }
+
+    /// The same for a statement that was looked at, or is the host's own.
+    pub(super) async fn run_checked(
+        self,
+        text: &str,
+        statement: &Statement,
+        parameters: Vec<Value>,
+        rows: &mut impl Rows,
+    ) -> Result<u64, Error> {
         let access = if statement.writes() { Access::ReadWrite } else { Access::ReadOnly };
         let database = Arc::clone(self.database());
-        let mut hold = self.hold(access).await?;
+        let mut hold = self.hold(access).await.inspect_err(|error| database.observe_failure(error))?;
         let limit = match &hold {
             Hold::Alone(_) => database.limits().sql_timeout.get(),
             Hold::Within(slot, _) => slot.time_left(database.limits().sql_timeout.get()),
         };
-        let call = Call { text, statement: &statement, parameters, limit };
-        let began = Instant::now();
-        let ran = hold.run(access, call, rows).await;
-        database.observe(&statement, began.elapsed(), ran.as_ref().err());
+        let call = Call { text, statement, parameters, limit };
+        let mut rows = Tallied { rows, count: 0 };
+        let (span, began) = (database.span(statement, text), Instant::now());
+        let ran = hold.run(access, call, &mut rows).instrument(span.clone()).await;
+        database.observe(&span, text, began.elapsed(), rows.count, ran.as_ref().copied());
         if ran.is_err() {
             hold.fail();
         }
         ran
+    }
+
+    /// The transaction that this is in publishes a message.
+    pub(super) fn note_posted(&self) {
+        if let Place::Within(slot) = &self.0 {
+            slot.has_posted.store(true, Ordering::Release);
+        }
     }
 
     /// A transaction does not outlive any error within it, whoever has found it.
@@ -303,11 +361,26 @@ impl Target {
         let connection = hold.connection()?;
         let ended = if well { connection.commit(limit).await } else { connection.rollback(limit).await };
         hold.fail();
+        if well {
+            slot.committed(&ended);
+        }
         ended
     }
 }
 
 impl Slot {
+    fn committed(&self, ended: &Result<(), Error>) {
+        if ended.is_ok()
+            && let Some(signature) = &self.signature
+        {
+            signature.keep();
+        }
+        // After an error of the connection it may have been committed.
+        if self.has_posted.load(Ordering::Acquire) {
+            self.database.outbox.notify_one();
+        }
+    }
+
     fn time_left(&self, limit: Duration) -> Duration {
         self.ends_at.saturating_duration_since(Instant::now()).min(limit)
     }

@@ -2,7 +2,8 @@
 //!
 //! Writers wait in the pool, in order, so that SQLite's own lock is never contended within one host.
 //! `synchronous=NORMAL` in WAL mode: what was acknowledged outlives the host's end, however it ends; a power
-//! failure may lose the last moments, but never tears a transaction apart.
+//! failure may lose the last moments, but never tears a transaction apart. For a service with messages it is
+//! `FULL`: what its messages promise must be there.
 
 mod guard;
 mod value;
@@ -26,12 +27,15 @@ use self::guard::Control;
 use super::bindings::{Access, Column, ConstraintKind, Error, Problem, Violation};
 use super::connection::{Broken, Call, Connection, Rows};
 use super::pool::Pool;
-use crate::limits::ServiceLimits;
+use crate::limits::{
+    SQLITE_AHEAD_BYTES, SQLITE_AHEAD_ROWS_MAX, SQLITE_AHEAD_ROWS_MIN, SQLITE_BUSY_TIMEOUT, ServiceLimits,
+};
 
 /// One service's file.
 pub struct SqliteDatabase {
     path: PathBuf,
     limits: ServiceLimits,
+    synchronous: SqliteSynchronous,
     writer: Arc<Pool<Link>>,
     readers: Arc<Pool<Link>>,
 }
@@ -45,16 +49,18 @@ pub struct Link {
 /// Bytes of one page; the limit of a database's size is kept in pages.
 const PAGE_BYTES: u64 = 4096;
 
-/// Rows that SQLite's thread may be ahead of the host.
-const ROWS_AHEAD: usize = 64;
-
-/// How long SQLite waits for the lock of another process, such as `stoa db`.
-const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+/// Rows that SQLite's thread may be ahead of the host. sqlx bounds their count only, and fewer than some dozen make
+/// a scan of small rows slower; so it is as many as fit into a bound of bytes at their largest.
+fn rows_ahead(limits: &ServiceLimits) -> usize {
+    let fitting = SQLITE_AHEAD_BYTES / limits.sql_result.get().max(1);
+    usize::try_from(fitting).unwrap_or(usize::MAX).clamp(SQLITE_AHEAD_ROWS_MIN, SQLITE_AHEAD_ROWS_MAX)
+}
 
 impl SqliteDatabase {
-    pub fn new(path: PathBuf, limits: &ServiceLimits) -> Self {
+    pub fn new(path: PathBuf, limits: &ServiceLimits, is_durable: bool) -> Self {
         let readers = Pool::new(limits.sql_connections);
-        Self { path, limits: limits.clone(), writer: Pool::new(1), readers }
+        let synchronous = if is_durable { SqliteSynchronous::Full } else { SqliteSynchronous::Normal };
+        Self { path, limits: limits.clone(), synchronous, writer: Pool::new(1), readers }
     }
 
     /// Gets a connection that may write, or one that may not.
@@ -79,13 +85,13 @@ impl SqliteDatabase {
         let options = SqliteConnectOptions::new()
             .filename(&self.path)
             .create_if_missing(true)
-            .synchronous(SqliteSynchronous::Normal)
+            .synchronous(self.synchronous)
             .foreign_keys(true)
-            .busy_timeout(BUSY_TIMEOUT)
+            .busy_timeout(SQLITE_BUSY_TIMEOUT)
             .pragma("max_page_count", (self.limits.sql_database.get() / PAGE_BYTES).max(16).to_string())
             .pragma("trusted_schema", "OFF")
             .pragma("cell_size_check", "ON")
-            .row_buffer_size(ROWS_AHEAD)
+            .row_buffer_size(rows_ahead(&self.limits))
             .thread_name(|id| format!("sqlite-{id}"))
             .disable_statement_logging();
         // What makes the file what it is takes the writer's lock, so a reader must not ask for it.
@@ -132,6 +138,8 @@ impl Link {
         }
         let arguments = value::arguments(call.parameters).map_err(Broken::statement)?;
         let query = sqlx::query_with(AssertSqlSafe(call.text), arguments);
+        // Told anew with every statement: one that was broken off has not taken it back.
+        self.control.trust(call.statement.is_by_host);
         let mut results = self.connection.fetch_many(query);
         let (mut changed, mut columns_told, mut failed) = (0, false, None);
         loop {
@@ -285,4 +293,19 @@ fn columns(columns: &[sqlx::sqlite::SqliteColumn]) -> Vec<Column> {
         Column { name: column.name().to_owned(), type_name: type_name.to_owned() }
     };
     columns.iter().map(column).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::limits::ByteCount;
+
+    #[test]
+    fn the_larger_a_row_may_be_the_fewer_wait_for_the_host() {
+        let ahead = |sql_result| rows_ahead(&ServiceLimits { sql_result, ..ServiceLimits::default() });
+        assert_eq!(ahead(ByteCount(0)), SQLITE_AHEAD_ROWS_MAX);
+        assert_eq!(ahead(ByteCount::mib(1)), SQLITE_AHEAD_ROWS_MAX);
+        assert_eq!(ahead(ServiceLimits::default().sql_result), 16);
+        assert_eq!(ahead(ByteCount::gib(1)), SQLITE_AHEAD_ROWS_MIN);
+    }
 }

@@ -15,8 +15,8 @@ pub struct Statement {
     pub parameters: usize,
     /// Where it has a parameter of another form, or what PostgreSQL takes for an operator: `?`, `:name`, `@name`.
     pub odd_parameter: Option<usize>,
-    /// One line, literals replaced by `?`: for logs and traces.
-    pub shape: String,
+    /// It is the host's, which may touch its own tables.
+    pub is_by_host: bool,
 }
 
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -54,7 +54,7 @@ impl Statement {
             return Err(ScanError::Nul(at));
         }
         let mut scanner = Scanner { text: text.as_bytes(), at: 0 };
-        let (mut keyword, mut parameters, mut shape) = (String::new(), 0, Shape::default());
+        let (mut keyword, mut parameters, mut is_empty) = (String::new(), 0, true);
         let (mut odd_parameter, mut depth) = (None, 0_u32);
         let (mut is_over, mut has_body, mut was_semicolon) = (false, false, false);
         while let Some((token, at)) = scanner.next() {
@@ -62,20 +62,18 @@ impl Statement {
             if is_over && !has_body && !matches!(token, Token::Semicolon) {
                 return Err(ScanError::Several(at));
             }
+            let is_first = is_empty;
+            is_empty &= matches!(token, Token::Semicolon);
             match token {
                 Token::Semicolon if has_body => {}
-                Token::Semicolon => is_over |= !keyword.is_empty() || !shape.text.is_empty(),
-                Token::Literal => shape.push("?"),
-                Token::Parameter(number @ 1..) => {
-                    parameters = parameters.max(number);
-                    shape.push("$");
-                }
+                Token::Semicolon => is_over |= !is_empty,
+                Token::Literal => {}
                 Token::Parameter(0) => {
                     return Err(ScanError::Parameter("$0".to_owned(), at));
                 }
+                Token::Parameter(number) => parameters = parameters.max(number),
                 Token::Word(word) => {
                     let word_in_lower_case = word.to_ascii_lowercase();
-                    let is_first = keyword.is_empty() && shape.text.is_empty();
                     if is_first || (keyword == "with" && depth == 0 && VERBS.contains(&&*word_in_lower_case))
                     {
                         keyword = word_in_lower_case;
@@ -85,34 +83,40 @@ impl Statement {
                     } else if has_body && is_after_semicolon && word_in_lower_case == "end" {
                         has_body = false;
                     }
-                    shape.push(word);
                 }
-                Token::Odd(text) => {
-                    odd_parameter = odd_parameter.or(Some(at));
-                    shape.push(text);
-                }
-                Token::Other(text) => {
-                    match text {
-                        "(" => depth += 1,
-                        ")" => depth = depth.saturating_sub(1),
-                        _ => {}
-                    }
-                    shape.push(text);
-                }
+                Token::Odd(_) => odd_parameter = odd_parameter.or(Some(at)),
+                Token::Other("(") => depth += 1,
+                Token::Other(")") => depth = depth.saturating_sub(1),
+                Token::Other(_) => {}
             }
         }
-        if keyword.is_empty() && shape.text.is_empty() {
+        if is_empty {
             return Err(ScanError::Empty);
         }
         if let Some((_, advice)) = DENIED.iter().find(|(denied, _)| *denied == keyword) {
             return Err(ScanError::Denied(keyword, advice));
         }
-        Ok(Self { keyword, parameters, odd_parameter, shape: shape.text })
+        Ok(Self { keyword, parameters, odd_parameter, is_by_host: false })
     }
 
-    /// A statement of the host's own, without parameters.
-    pub fn host(keyword: &str) -> Self {
-        Self { keyword: keyword.to_owned(), parameters: 0, odd_parameter: None, shape: String::new() }
+    /// A statement of the host's own.
+    pub fn by_host(keyword: &str, parameters: usize) -> Self {
+        Self { keyword: keyword.to_owned(), parameters, odd_parameter: None, is_by_host: true }
+    }
+
+    /// One line, literals replaced by `?`, for logs and traces. It costs a scan, so it is made for those who want it.
+    pub fn shape(text: &str) -> String {
+        let mut scanner = Scanner { text: text.as_bytes(), at: 0 };
+        let mut shape = Shape::default();
+        while let Some((token, _)) = scanner.next() {
+            match token {
+                Token::Semicolon => {}
+                Token::Literal => shape.push("?"),
+                Token::Parameter(_) => shape.push("$"),
+                Token::Word(text) | Token::Odd(text) | Token::Other(text) => shape.push(text),
+            }
+        }
+        shape.text
     }
 
     /// The first statement of a script that would begin or end a transaction.
@@ -367,7 +371,8 @@ mod tests {
 
     fn check(text: &str, keyword: &str, parameters: usize, shape: &str) {
         let read = Statement::scan(text).expect("a statement");
-        assert_eq!((&*read.keyword, read.parameters, &*read.shape), (keyword, parameters, shape), "{text}");
+        let found = (&*read.keyword, read.parameters, &*Statement::shape(text));
+        assert_eq!(found, (keyword, parameters, shape), "{text}");
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! a guest that reads slowly holds it back, and one that is gone drops it, connection and all.
 
 use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 
 use tokio::sync::{mpsc, oneshot};
@@ -13,10 +14,7 @@ use wasmtime::component::{Destination, StreamProducer, StreamResult, VecBuffer};
 use super::bindings::{Column, Error, Row, Value};
 use super::connection::Rows;
 use super::session::{Target, bytes_of};
-
-/// Rows that are handed to the guest in one piece, and bytes.
-const PIECE_ROWS: usize = 128;
-const PIECE_BYTES: u64 = 256 << 10;
+use crate::limits::{SQL_PIECE_BYTES, SQL_PIECE_ROWS};
 
 /// Feeds rows into a stream, piece by piece.
 struct Feed {
@@ -42,7 +40,7 @@ impl Rows for Feed {
         }
         self.piece.push(row);
         self.piece_bytes += bytes;
-        if self.piece.len() < PIECE_ROWS && self.piece_bytes < PIECE_BYTES {
+        if self.piece.len() < SQL_PIECE_ROWS && self.piece_bytes < SQL_PIECE_BYTES {
             return Ok(());
         }
         self.flush().await
@@ -63,9 +61,27 @@ impl Feed {
 
 type Running = Pin<Box<dyn Future<Output = ()> + Send>>;
 
+/// A statement at work, until it is done. Its guest reads it, and the end of the request ends it.
+pub struct Feeding(Mutex<Option<Running>>);
+
+impl Feeding {
+    fn poll(&self, cx: &mut Context<'_>) {
+        let mut running = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if running.as_mut().is_some_and(|running| running.as_mut().poll(cx).is_ready()) {
+            *running = None;
+        }
+    }
+
+    /// Drops it, connection and all.
+    pub fn end(&self) {
+        let running = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
+        drop(running);
+    }
+}
+
 /// A statement whose columns are known and whose rows are still to be read.
 pub struct Stream {
-    running: Option<Running>,
+    pub feeding: Arc<Feeding>,
     pieces: mpsc::Receiver<Vec<Row>>,
 }
 
@@ -108,8 +124,8 @@ pub async fn begin(target: Target, text: String, parameters: Vec<Value>) -> Resu
     })
     .await;
     let (columns, is_over) = columns?;
-    let running = (!is_over).then_some(running);
-    Ok(Begun { columns, rows: Stream { running, pieces: read }, end: ended })
+    let feeding = Arc::new(Feeding(Mutex::new((!is_over).then_some(running))));
+    Ok(Begun { columns, rows: Stream { feeding, pieces: read }, end: ended })
 }
 
 impl<D> StreamProducer<D> for Stream {
@@ -129,12 +145,8 @@ impl<D> StreamProducer<D> for Stream {
         }
         let mut piece = this.pieces.poll_recv(cx);
         // Pending does not mean that there is nothing: this task may only have had its share of the thread.
-        if piece.is_pending()
-            && let Some(running) = &mut this.running
-        {
-            if running.as_mut().poll(cx).is_ready() {
-                this.running = None;
-            }
+        if piece.is_pending() {
+            this.feeding.poll(cx);
             piece = this.pieces.poll_recv(cx);
         }
         match piece {

@@ -1,12 +1,14 @@
 //! The one table from a refused or failed admin request to its answer (RFC 9457, problem details).
 
 use axum::extract::Request;
-use axum::extract::rejection::QueryRejection;
+use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
+use super::messages::Unpublished;
+use crate::capability::messaging::LogError;
 use crate::capability::sql::migrate::Words;
 use crate::control::deploy::DeployError;
 use crate::control::source::BundleError;
@@ -56,6 +58,18 @@ pub(super) enum AdminError {
     Deploy(#[from] DeployError),
     #[error("{0}")]
     Sql(Words),
+    #[error("give either `numbers` or `all`: true")]
+    WhichDeadLetters,
+    #[error("give `body` as text or `body_base64`, not both")]
+    TwoBodies,
+    #[error("`body_base64` is no Base64")]
+    Base64(#[source] base64::DecodeError),
+    #[error(transparent)]
+    Number(#[from] PathRejection),
+    #[error(transparent)]
+    Messages(#[from] LogError),
+    #[error(transparent)]
+    Unpublished(#[from] Unpublished),
 }
 
 /// What the client gets. Whoever may ask here may know why it failed, so the whole chain is in it.
@@ -78,7 +92,17 @@ impl AdminError {
             Self::TooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
             Self::TooSlow => StatusCode::REQUEST_TIMEOUT,
             Self::Draining | Self::Interrupted => StatusCode::SERVICE_UNAVAILABLE,
-            Self::BodyCut(_) | Self::Json(_) | Self::Query(_) | Self::Name(_) => StatusCode::BAD_REQUEST,
+            Self::BodyCut(_)
+            | Self::Json(_)
+            | Self::Query(_)
+            | Self::Name(_)
+            | Self::Number(_)
+            | Self::WhichDeadLetters
+            | Self::TwoBodies
+            | Self::Base64(_) => StatusCode::BAD_REQUEST,
+            Self::Messages(LogError::NoDeadLetter { .. }) => StatusCode::NOT_FOUND,
+            Self::Messages(_) => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Unpublished(unpublished) => unpublished.status(),
             Self::Followers(_) => StatusCode::TOO_MANY_REQUESTS,
             Self::Bundle(_) | Self::Sql(_) => StatusCode::UNPROCESSABLE_ENTITY,
             Self::Deploy(error) => error.status(),

@@ -2,6 +2,7 @@
 
 use http::StatusCode;
 
+use crate::capability::messaging::LogError;
 use crate::capability::sql::DatabaseError;
 use crate::capability::sql::migrate::MigrateError;
 use crate::catalog::route::{PathPatternError, RouteConflict};
@@ -31,7 +32,7 @@ pub enum DeployError {
     #[error("keep the bundle")]
     Fetch(#[source] StoreError),
     #[error(
-        "the manifest has no `[[route]]`, so no request would reach the service; add one with `path = \"/...\"`"
+        "the manifest has no `[[route]]` and no `[[subscription]]`, so nothing would reach the service; add a route with `path = \"/...\"`"
     )]
     NoRoute,
     #[error("{count} routes are more than the host takes of one service (`routes_per_service` = {max})")]
@@ -54,10 +55,12 @@ pub enum DeployError {
     Conflict(RouteConflict),
     #[error("`{0}` has no database: its `service.toml` has no `[database]`")]
     NoDatabase(ServiceName),
-    #[error("make the service's database: {0}")]
+    #[error("make the service's database")]
     Database(#[source] DatabaseError),
     #[error(transparent)]
     Migrate(MigrateError),
+    #[error("subscribe to the service's messages")]
+    Messages(#[source] LogError),
     #[error("the new release does not start")]
     Start(#[source] CallError),
     #[error("the health check `GET {path}` of the new release failed")]
@@ -96,8 +99,24 @@ impl DeployError {
             Self::Start(_) | Self::Health { .. } | Self::Unhealthy { .. } | Self::HealthTimeout { .. } => {
                 "warm"
             }
+            Self::Messages(_) => "subscribe",
             Self::Journal(_) => "publish",
         }
+    }
+
+    /// Whether it may pass by itself: the service's database or the log of messages does not answer.
+    pub fn may_pass(&self) -> bool {
+        match self {
+            Self::Database(error) => error.may_pass(),
+            Self::Migrate(error) => error.may_pass(),
+            Self::Messages(error) => error.may_pass(),
+            _ => false,
+        }
+    }
+
+    /// Whether nobody can reach the server of the databases.
+    pub const fn is_of_the_server(&self) -> bool {
+        matches!(self, Self::Database(error) if error.is_of_the_server())
     }
 
     pub const fn status(&self) -> StatusCode {

@@ -9,8 +9,10 @@ use serde::Serialize;
 use wasmtime_wasi_http::WasiBody;
 
 use super::{DeployError, Deployer, Shown, StepTime, blocking, now_ms};
+use crate::capability::messaging::publisher::Publisher;
 use crate::capability::outbound::Outbound;
-use crate::capability::sql::{Database, migrate};
+use crate::capability::sql::Database;
+use crate::capability::sql::migrate::{self, MigrateError, Words};
 use crate::catalog::Prepared;
 use crate::catalog::lease::{Lease, Slot};
 use crate::catalog::route::Route;
@@ -19,11 +21,14 @@ use crate::control::source::Bundle;
 use crate::manifest::{Health, Manifest, RouteSpec};
 use crate::runtime::call;
 use crate::runtime::release::{Release, SandboxSpec};
+use crate::subject::Pattern;
 
 /// A release that only has to be published.
 pub(super) struct Ready {
     pub prepared: Prepared<Release>,
     pub migrated: Migrated,
+    /// What the release subscribes to.
+    pub subjects: Vec<Pattern>,
     pub shown: Shown,
 }
 
@@ -62,7 +67,7 @@ impl Deployer {
         let begun = Instant::now();
         let routes = self.check(&bundle.manifest)?;
         let spec = self.grant(&bundle).await?;
-        let database = spec.database.clone();
+        let (database, publisher) = (spec.database.clone(), spec.publisher.clone());
         steps.done("check", begun);
 
         let begun = Instant::now();
@@ -92,13 +97,16 @@ impl Deployer {
         let health = bundle.manifest.health.as_ref().filter(|_| action == Action::Deploy);
         self.warm(&slot, health).await?;
         steps.done("warm", begun);
-        Ok(Ready { prepared, migrated, shown: shown(&bundle.manifest) })
+
+        self.subscribe(&bundle.manifest, database.as_ref(), publisher.as_ref()).await?;
+        let (subjects, shown) = (subjects(&bundle.manifest), shown(&bundle.manifest));
+        Ok(Ready { prepared, migrated, subjects, shown })
     }
 
     fn check(&self, manifest: &Manifest) -> Result<Vec<Route>, DeployError> {
         let limits = &self.parts.limits;
         let count = manifest.routes.len();
-        if count == 0 {
+        if count == 0 && manifest.subscriptions.is_empty() {
             return Err(DeployError::NoRoute);
         }
         if count > usize::try_from(limits.routes_per_service).unwrap_or(usize::MAX) {
@@ -137,11 +145,16 @@ impl Deployer {
         );
         let database = match &manifest.database {
             Some(_) => {
-                let opened = self.parts.databases.open(&manifest.name, &manifest.limits).await;
+                let databases = &self.parts.databases;
+                let opened = databases.open(&manifest.name, &manifest.limits, has_messages(manifest)).await;
                 Some(opened.map_err(DeployError::Database)?)
             }
             None => None,
         };
+        let publisher = manifest
+            .messaging
+            .as_ref()
+            .map(|granted| self.parts.messages.publisher(&manifest.name, granted, &manifest.limits));
         Ok(SandboxSpec {
             service: manifest.name.clone(),
             release: bundle.release.clone(),
@@ -150,6 +163,10 @@ impl Deployer {
             settings,
             outbound: Arc::new(outbound),
             database,
+            publisher,
+            subscriptions: manifest.subscriptions.clone(),
+            schedules: manifest.schedules.clone(),
+            has_routes: !manifest.routes.is_empty(),
             metrics: self.parts.metrics.for_release(&manifest.name, &bundle.release),
         })
     }
@@ -186,6 +203,10 @@ impl Deployer {
     ) -> Result<Migrated, DeployError> {
         let Some(database) = database else { return Ok(Migrated::default()) };
         let mut migrated = Migrated::default();
+        if has_messages(&bundle.manifest) {
+            let made = database.make_boxes().await;
+            made.map_err(|error| DeployError::Migrate(MigrateError::Database(Words(error))))?;
+        }
         if action == Action::Deploy {
             let run = migrate::migrate(database, &bundle.migrations, &bundle.release).await;
             migrated.run = run.map_err(DeployError::Migrate)?;
@@ -193,6 +214,23 @@ impl Deployer {
         let kept = migrate::unknown(database, &bundle.migrations).await;
         migrated.kept = kept.map_err(DeployError::Migrate)?;
         Ok(migrated)
+    }
+
+    /// From now on messages wait for the service, and those that it publishes with its transactions get on their way.
+    /// A release that fails after this leaves more waiting than it should; the next deploy sets it right.
+    async fn subscribe(
+        &self,
+        manifest: &Manifest,
+        database: Option<&Arc<Database>>,
+        publisher: Option<&Arc<Publisher>>,
+    ) -> Result<(), DeployError> {
+        let messages = &self.parts.messages;
+        let subscribed = messages.subscribe(&manifest.name, subjects(manifest), &manifest.limits).await;
+        subscribed.map_err(DeployError::Messages)?;
+        if let (Some(database), Some(publisher)) = (database, publisher) {
+            messages.relay(publisher, database);
+        }
+        Ok(())
     }
 
     /// Starts one instance and asks its health, as a client would.
@@ -212,6 +250,14 @@ impl Deployer {
         response.into_body().discard();
         if status.is_success() { Ok(()) } else { Err(DeployError::Unhealthy { path: path.clone(), status }) }
     }
+}
+
+fn has_messages(manifest: &Manifest) -> bool {
+    manifest.messaging.is_some() || !manifest.subscriptions.is_empty()
+}
+
+fn subjects(manifest: &Manifest) -> Vec<Pattern> {
+    manifest.subscriptions.iter().map(|subscription| subscription.subject.clone()).collect()
 }
 
 fn health_request(path: &str) -> Request<WasiBody> {

@@ -7,7 +7,9 @@ use wasmtime_wasi_http::p2::bindings::http::types::Scheme;
 use wasmtime_wasi_http::{WasiBody, WasiHttpView as _, p2, p3};
 
 use super::{CallError, Cause, Head};
-use crate::runtime::instance::{Exports, Instance};
+use crate::capability::messaging::bindings::{Failure, Message};
+use crate::runtime::exports::{Http, Messages};
+use crate::runtime::instance::Instance;
 
 /// Runs one request in an instance, sends the head on its way, and goes on until the guest is done.
 pub(super) async fn run(
@@ -17,19 +19,53 @@ pub(super) async fn run(
     reuse: bool,
 ) -> Result<(), CallError> {
     let Instance { store, exports, .. } = &mut instance;
-    let ended = match exports {
-        Exports::P2(proxy) => run_p2(store, proxy, request, head).await,
-        Exports::P3(service) => run_p3(store, service, request, head).await,
+    let ended = match &exports.http {
+        Some(Http::P2(proxy)) => run_p2(store, proxy, request, head).await,
+        Some(Http::P3(service)) => run_p3(store, service, request, head).await,
+        // It has no routes either.
+        None => Ok(()),
     };
-    match ended {
-        Ok(()) => {
-            if reuse {
-                instance.recycle();
-            }
-            Ok(())
-        }
-        Err(error) => Err(trap(&error)),
+    end(instance, ended, reuse)
+}
+
+/// Puts an instance back after a good end.
+fn end(instance: Instance, ended: wasmtime::Result<()>, reuse: bool) -> Result<(), CallError> {
+    ended.map_err(|error| trap(&error))?;
+    if reuse {
+        instance.recycle();
     }
+    Ok(())
+}
+
+/// Runs one message in an instance, sends the verdict on its way, and goes on until the guest is done.
+pub(super) async fn run_message(
+    mut instance: Instance,
+    message: Message,
+    verdict: oneshot::Sender<Result<(), Failure>>,
+    reuse: bool,
+) -> Result<(), CallError> {
+    let Instance { store, exports, .. } = &mut instance;
+    let ended = match &exports.messages {
+        Some(Messages::Concurrent(handler)) => {
+            let run = store.run_concurrent(async |accessor| {
+                // Nobody waits any more when the release was ended.
+                let _ = verdict.send(handler.call_handle(accessor, message).await?);
+                std::future::poll_fn(|cx| accessor.poll_no_interesting_tasks(cx)).await;
+                wasmtime::error::Ok(())
+            });
+            run.await.and_then(|ended| ended)
+        }
+        Some(Messages::Blocking(handler)) => match handler.call_handle(&mut *store, &message).await {
+            Ok(answer) => {
+                let _ = verdict.send(answer);
+                Ok(())
+            }
+            Err(error) => Err(error),
+        },
+        // It has no subscriptions either.
+        None => Ok(()),
+    };
+    end(instance, ended, reuse)
 }
 
 fn trap(error: &wasmtime::Error) -> CallError {

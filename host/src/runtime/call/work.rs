@@ -4,14 +4,11 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Instant;
 
-use http::Request;
 use http_body::Body as _;
-use tokio::sync::oneshot;
 use wasmtime_wasi_http::WasiBody;
 
-use super::{CallError, Head, Held, guest};
+use super::{CallError, Held};
 use crate::runtime::deadline::{Deadline, Watch};
-use crate::runtime::instance::Instance;
 use crate::runtime::release::Sandbox;
 use crate::runtime::state::ResponseEnd;
 
@@ -30,15 +27,12 @@ pub(super) struct Work {
 impl Work {
     /// Readies the guest for its first poll.
     pub(super) fn begin(
-        instance: Instance,
-        request: Request<WasiBody>,
-        head: oneshot::Sender<Head>,
+        (response_end, deadline): (ResponseEnd, Deadline),
+        guest: impl Future<Output = Result<(), CallError>> + Send + 'static,
         held: Held,
         over_at: Instant,
     ) -> Self {
-        let state = instance.store.data();
-        let (response_end, deadline) = (state.response_end.clone(), state.deadline.clone());
-        let guest = Some(Box::pin(guest::run(instance, request, head, held.reuses())) as Guest);
+        let guest = Some(Box::pin(guest) as Guest);
         Self { guest, response_end, deadline, watch: Watch::default(), over_at, held }
     }
 

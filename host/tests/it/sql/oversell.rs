@@ -118,7 +118,8 @@ async fn no_item_is_sold_twice_and_no_reservation_is_lost(place: Place) {
     // On a server all wait for one row, and then try again.
     let initial = place.either(5000, 1200);
     let inventory = Bundle::of_the_shop("inventory").named(&place.name("inventory"));
-    let inventory = inventory.with("[database]\n[health]\npath = \"/health\"");
+    let inventory =
+        inventory.with("[database]\n[health]\npath = \"/health\"\n[messaging]\npublish = [\"inventory.>\"]");
     let bundles = [1, 2].map(|number| inventory.clone().with(&format!("[settings]\nnumber = {number}")));
     let host = place.host(&bundles[..1]).await;
     let mut world = World { host, service: inventory.name.clone(), place };

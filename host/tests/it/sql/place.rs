@@ -9,7 +9,7 @@ use std::time::Duration;
 use sqlx::postgres::PgConnection;
 use sqlx::{AssertSqlSafe, Connection as _, Row as _};
 
-use crate::support::{Bundle, Host, Setup, fixture_path};
+use crate::support::{Bundle, Gate, Host, Setup, fixture_path};
 
 const DEFAULT_URL: &str = "postgres://postgres@127.0.0.1:5432/postgres";
 
@@ -73,6 +73,13 @@ impl Place {
         }
     }
 
+    /// One whose server is at another URL.
+    pub fn setup_at(&self, url: &str) -> Setup {
+        let setup = Setup::default().config(&format!("[database]\nurl = \"{url}\""));
+        prepare_code(&setup.home().join("data/compiled"));
+        setup
+    }
+
     /// One serving thread, so that requests one after the other find the same idle instance.
     pub fn setup_with_one_worker(&self) -> Setup {
         let setup = Setup::default().config("workers = 1");
@@ -107,6 +114,17 @@ impl Place {
         let authority = rest.split('/').next().unwrap_or_default();
         let options = if options.is_empty() { String::new() } else { format!("?{options}") };
         format!("{scheme}://{authority}/{}{options}", self.database())
+    }
+
+    /// The same database by way of a gate, which is shut.
+    pub fn gated_url(&self) -> (Gate, String) {
+        let url = self.url();
+        let (before, path) = url.rsplit_once('/').expect("a URL");
+        let (role, address) = before.rsplit_once('@').expect("a role in the URL");
+        let target = if address.contains(':') { address.to_owned() } else { format!("{address}:5432") };
+        let gate = Gate::to(target);
+        let gated = format!("{role}@{}/{path}", gate.address());
+        (gate, gated)
     }
 
     pub fn database(&self) -> String {
@@ -184,7 +202,7 @@ fn prepare_code(folder: &Path) {
     copy(&kept, folder);
 }
 
-fn keep_code(folder: &Path) {
+pub fn keep_code(folder: &Path) {
     copy(folder, &kept_code());
 }
 

@@ -243,7 +243,8 @@ impl Host {
 
     /// The release that serves.
     pub async fn active_release(&self, service: &str) -> Option<String> {
-        self.status(service).await.map(|row| row["release"].as_str().expect("a release").to_owned())
+        let row = self.status(service).await.filter(|row| row["missing"].is_null())?;
+        Some(row["release"].as_str().expect("a release").to_owned())
     }
 
     /// The messages in the log of a service.

@@ -112,7 +112,7 @@ fn read_lines(output: impl Read + Send + 'static, log: Log) -> mpsc::Receiver<St
     receiver
 }
 
-fn die_with_this_thread(command: &mut Command) {
+pub fn die_with_this_thread(command: &mut Command) {
     // SAFETY: between fork and exec only this one system call is made.
     unsafe {
         command.pre_exec(|| match libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) {

@@ -40,6 +40,21 @@ pub fn is_login(error: &sqlx::Error) -> bool {
     of_database(error).is_some_and(|error| error.code().starts_with("28"))
 }
 
+/// Whether the same may work later without anybody's doing: the server is out of reach, starts or stops, is
+/// full, or another transaction was in the way.
+pub fn may_pass(error: &sqlx::Error) -> bool {
+    match (error, of_database(error)) {
+        (_, Some(error)) => {
+            let code = error.code();
+            matches!(code.get(..2), Some("08" | "53" | "58"))
+                || code.starts_with("57P0")
+                || matches!(code, "40001" | "40P01" | "55P03")
+        }
+        (sqlx::Error::Configuration(_), None) => false,
+        _ => true,
+    }
+}
+
 /// Whether the role may not do it.
 pub fn is_forbidden(error: &sqlx::Error) -> bool {
     of_database(error).is_some_and(|error| error.code() == "42501")

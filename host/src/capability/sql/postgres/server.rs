@@ -8,6 +8,7 @@ use sqlx::postgres::{PgConnectOptions, PgConnection};
 use sqlx::{ConnectOptions as _, Connection as _};
 
 use super::super::pool::{Pool, Pooled};
+use crate::limits::{POSTGRES_ADMIN_CONNECTIONS, POSTGRES_ADMIN_TIMEOUT, POSTGRES_PING_TIMEOUT};
 
 /// One server, and one database of it, for all services of a host.
 ///
@@ -38,13 +39,6 @@ pub struct Backend {
     pub role: String,
 }
 
-/// Connections of the host's own role.
-const ADMINS_MAX: u32 = 2;
-
-/// How long the host's own role waits: for a connection, a login, a sign of life.
-const ADMIN_LIMIT: Duration = Duration::from_secs(10);
-const PING_LIMIT: Duration = Duration::from_secs(1);
-
 /// A backend of the role that it was opened for, since the same moment.
 const TERMINATE: &str = "select pg_catalog.pg_terminate_backend(pid) from pg_catalog.pg_stat_activity \
     where pid = $1 and backend_start::text = $2 and usename = $3";
@@ -58,12 +52,12 @@ impl Server {
         }
         let options: PgConnectOptions = url.parse().map_err(ServerError::Url)?;
         let options = options.application_name("stoa").disable_statement_logging();
-        Ok(Arc::new(Self { options, key, admins: Pool::new(ADMINS_MAX) }))
+        Ok(Arc::new(Self { options, key, admins: Pool::new(POSTGRES_ADMIN_CONNECTIONS) }))
     }
 
     /// A connection of the host's own role. It must be put back only when it is in no transaction.
     pub(super) async fn admin(&self) -> Result<Pooled<PgConnection>, sqlx::Error> {
-        let mut place = self.admins.place(ADMIN_LIMIT).await.ok_or(sqlx::Error::PoolTimedOut)?;
+        let mut place = self.admins.place(POSTGRES_ADMIN_TIMEOUT).await.ok_or(sqlx::Error::PoolTimedOut)?;
         if let Some(mut idle) = place.idle.take() {
             if answers(&mut idle).await {
                 return Ok(place.with(idle));
@@ -72,7 +66,7 @@ impl Server {
         }
         // Nothing of a tenant's is looked up by its name alone.
         let options = self.options.clone().options([("search_path", "pg_catalog")]);
-        Ok(place.with(connect(&options, ADMIN_LIMIT).await?))
+        Ok(place.with(connect(&options, POSTGRES_ADMIN_TIMEOUT).await?))
     }
 
     /// Ends a connection that nobody waits for any more, some time soon.
@@ -90,7 +84,7 @@ impl Server {
     async fn terminate(&self, backend: &Backend) -> Result<(), sqlx::Error> {
         let mut admin = self.admin().await?;
         let query = sqlx::query(TERMINATE).bind(backend.pid).bind(&backend.since).bind(&backend.role);
-        let terminated = tokio::time::timeout(ADMIN_LIMIT, query.execute(&mut *admin)).await;
+        let terminated = tokio::time::timeout(POSTGRES_ADMIN_TIMEOUT, query.execute(&mut *admin)).await;
         terminated.map_err(|_| timed_out())??;
         admin.put_back();
         Ok(())
@@ -104,10 +98,10 @@ pub async fn connect(options: &PgConnectOptions, limit: Duration) -> Result<PgCo
 
 /// Whether an idle connection is still one; sqlx cannot see it without asking.
 pub async fn answers(connection: &mut PgConnection) -> bool {
-    matches!(tokio::time::timeout(PING_LIMIT, connection.ping()).await, Ok(Ok(())))
+    matches!(tokio::time::timeout(POSTGRES_PING_TIMEOUT, connection.ping()).await, Ok(Ok(())))
 }
 
-fn timed_out() -> sqlx::Error {
+pub fn timed_out() -> sqlx::Error {
     sqlx::Error::Io(std::io::ErrorKind::TimedOut.into())
 }
 

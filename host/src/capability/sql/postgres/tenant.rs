@@ -11,7 +11,7 @@ use sqlx::postgres::{PgConnectOptions, PgConnection};
 use sqlx::{AssertSqlSafe, Executor as _};
 
 use super::{Server, password, problem};
-use crate::limits::ServiceLimits;
+use crate::limits::{POSTGRES_HOSTS, POSTGRES_SET_UP_TIMEOUT, POSTGRES_STATEMENT_TIMEOUT, ServiceLimits};
 use crate::name::ServiceName;
 
 #[derive(Debug, thiserror::Error)]
@@ -46,21 +46,24 @@ pub enum TenantError {
     Failed { role: String, source: sqlx::Error },
 }
 
+impl TenantError {
+    /// Whether it may pass by itself.
+    pub fn may_pass(&self) -> bool {
+        match self {
+            Self::TooLate => true,
+            Self::Unreachable(source) | Self::Failed { source, .. } => problem::may_pass(source),
+            _ => false,
+        }
+    }
+}
+
 /// The longest name that PostgreSQL keeps, in bytes.
 const NAME_BYTES_MAX: usize = 63;
 
 /// How long another host may take to set up the same service.
 const LOCK_LIMIT: &str = "10s";
 
-/// How long all of it may take.
-const SET_UP_LIMIT: Duration = Duration::from_secs(30);
-
-/// Hosts that may use all connections of their limit at the same time, while one takes over from the other.
-const HOSTS: u32 = 4;
-
-/// The host's own clock is in charge of statements and transactions. The server's comes after it, for the
-/// day when the host is gone; a result may be read slowly, so it leaves a statement much time.
-pub const STATEMENT_LIMIT: Duration = Duration::from_secs(600);
+/// The host's own clock is in charge of transactions. The server's comes after it, for the day when the host is gone.
 const IDLE_GRACE: Duration = Duration::from_secs(5);
 
 /// Files that the server writes for one connection's sorts and joins.
@@ -99,8 +102,9 @@ impl Server {
         // After an error the connection is closed, and with it the transaction.
         let verifier = password::verifier(&password, &role);
         let set_up = set_up(&mut admin, &role, &verifier, lock, limits);
-        let database =
-            tokio::time::timeout(SET_UP_LIMIT, set_up).await.map_err(|_| TenantError::TooLate)??;
+        let database = tokio::time::timeout(POSTGRES_SET_UP_TIMEOUT, set_up)
+            .await
+            .map_err(|_| TenantError::TooLate)??;
         admin.put_back();
         // Without a database it would be the one with the role's name.
         Ok(self.options.clone().username(&role).password(&password).database(&database))
@@ -197,7 +201,7 @@ impl Facts {
 }
 
 fn script(facts: &Facts, role: &str, verifier: &str, limits: &ServiceLimits) -> String {
-    let connections = limits.sql_connections.saturating_mul(HOSTS);
+    let connections = limits.sql_connections.saturating_mul(POSTGRES_HOSTS);
     let (name, database, verifier) = (identifier(role), identifier(&facts.database), literal(verifier));
     let mut lines = Vec::new();
     match facts.role_is_privileged {
@@ -225,7 +229,7 @@ fn script(facts: &Facts, role: &str, verifier: &str, limits: &ServiceLimits) -> 
     let millis = |limit: Duration| limit.as_millis().clamp(1, i32::MAX as u128).to_string();
     let mut settings = vec![
         ("search_path", name.clone()),
-        ("statement_timeout", millis(STATEMENT_LIMIT)),
+        ("statement_timeout", millis(POSTGRES_STATEMENT_TIMEOUT)),
         // Before the host's own clock runs out: who waits in vain is to be told of a conflict.
         ("lock_timeout", millis(limits.sql_timeout.get() / 2)),
         ("idle_in_transaction_session_timeout", millis(limits.sql_transaction_timeout.get() + IDLE_GRACE)),

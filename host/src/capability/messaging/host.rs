@@ -1,0 +1,108 @@
+//! The host functions of both interfaces of the contract.
+
+use std::sync::Arc;
+
+use wasmtime::component::{Accessor, HasData, Linker, Resource, ResourceTable};
+
+use super::bindings::{self, Draft, Error, blocking_producer, producer};
+use super::publisher::{Origin, Publisher};
+use crate::capability::sql::session::{Target, Transaction};
+
+/// What the host functions see of a store.
+pub struct MessagingView<'a> {
+    pub publisher: Option<&'a Arc<Publisher>>,
+    pub origin: &'a Origin,
+    pub table: &'a mut ResourceTable,
+}
+
+/// A store that may publish.
+pub trait HasMessaging: Send {
+    fn messaging(&mut self) -> MessagingView<'_>;
+}
+
+/// Names [`MessagingView`] for the linker.
+pub struct Messaging;
+
+impl HasData for Messaging {
+    type Data<'a> = MessagingView<'a>;
+}
+
+/// Offers the interface for guests with asynchronous imports.
+///
+/// # Errors
+/// When another interface has its name.
+pub fn add_to_linker<T: HasMessaging + 'static>(linker: &mut Linker<T>) -> wasmtime::Result<()> {
+    producer::add_to_linker::<T, Messaging>(linker, T::messaging)
+}
+
+/// Offers the interface for all others.
+///
+/// # Errors
+/// When another interface has its name.
+pub fn add_blocking_to_linker<T: HasMessaging + 'static>(linker: &mut Linker<T>) -> wasmtime::Result<()> {
+    blocking_producer::add_to_linker::<T, Messaging>(linker, T::messaging)
+}
+
+/// What publishing needs, apart from the store, which cannot be held while it waits.
+struct Producer {
+    publisher: Option<Arc<Publisher>>,
+    origin: Origin,
+}
+
+type Answer<T> = wasmtime::Result<Result<T, Error>>;
+
+impl Producer {
+    async fn publish(self, draft: Draft) -> Answer<String> {
+        // No other service is linked.
+        let Some(publisher) = self.publisher else { return Ok(Err(Error::Unavailable)) };
+        Ok(publisher.publish(draft, &self.origin).await.map(|id| id.to_string()))
+    }
+
+    async fn publish_in(self, target: Target, draft: Draft) -> Answer<String> {
+        let Some(publisher) = self.publisher else { return Ok(Err(Error::Unavailable)) };
+        Ok(publisher.publish_in(target, draft, &self.origin).await.map(|id| id.to_string()))
+    }
+}
+
+impl MessagingView<'_> {
+    fn producer(&self) -> Producer {
+        Producer { publisher: self.publisher.cloned(), origin: self.origin.clone() }
+    }
+
+    fn target(&self, transaction: &Resource<Transaction>) -> wasmtime::Result<Target> {
+        Ok(self.table.get(transaction)?.target())
+    }
+}
+
+impl bindings::TypesHost for MessagingView<'_> {}
+
+impl producer::Host for MessagingView<'_> {}
+
+impl<T: HasMessaging + 'static> producer::HostWithStore<T> for Messaging {
+    async fn publish(store: &Accessor<T, Self>, draft: Draft) -> Answer<String> {
+        store.with(|mut store| store.get().producer()).publish(draft).await
+    }
+
+    async fn publish_in(
+        store: &Accessor<T, Self>,
+        transaction: Resource<Transaction>,
+        draft: Draft,
+    ) -> Answer<String> {
+        let (producer, target) = store.with(|mut store| {
+            let view = store.get();
+            (view.producer(), view.target(&transaction))
+        });
+        producer.publish_in(target?, draft).await
+    }
+}
+
+impl blocking_producer::Host for MessagingView<'_> {
+    async fn publish(&mut self, draft: Draft) -> Answer<String> {
+        self.producer().publish(draft).await
+    }
+
+    async fn publish_in(&mut self, transaction: Resource<Transaction>, draft: Draft) -> Answer<String> {
+        let target = self.target(&transaction)?;
+        self.producer().publish_in(target, draft).await
+    }
+}

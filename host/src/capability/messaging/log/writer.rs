@@ -1,0 +1,360 @@
+//! The one task that writes to the log. Whatever waits is committed together, and told when it is durable.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use sqlx::{Row as _, SqliteConnection};
+use tokio::sync::{mpsc, oneshot};
+
+use super::books::Books;
+use super::rare::{self, Rare};
+use super::room::{self, NoRoom};
+use super::rows::{self, Published};
+use super::tail::Tails;
+use super::{LogError, Shared, Ticket, schema};
+use crate::capability::messaging::message::{Delivery, Handle, Message, now};
+use crate::limits::ByteCount;
+
+/// What is to be written.
+pub enum Change {
+    /// All of them, or those before the first that there is no room for.
+    Publish(Vec<Message>),
+    /// A delayed one, whose time has come.
+    Due(Message),
+    Done(Ticket),
+    Rare(Rare),
+}
+
+/// A change, and who waits for it.
+pub struct Job {
+    pub change: Change,
+    pub done: oneshot::Sender<Outcome>,
+}
+
+/// How many dead letters were moved by the change, if it is about them.
+pub type Outcome = Result<u64, LogError>;
+
+/// Changes of one commit.
+const BATCH_JOBS_MAX: usize = 512;
+
+/// Messages of one commit, roughly.
+const BATCH_BYTES_MAX: u64 = 8 << 20;
+
+/// How often what is too old is looked for.
+const TIDY_INTERVAL: Duration = Duration::from_secs(10);
+
+/// Delayed messages that are published at once.
+const DUE_MAX: i64 = 256;
+
+/// A message that is published is kept in memory for its subscriptions if it has no more bytes than that.
+pub const INLINE_BYTES_MAX: u64 = 4096;
+
+pub struct Writer {
+    connection: SqliteConnection,
+    path: PathBuf,
+    bytes_max: ByteCount,
+    jobs: mpsc::Receiver<Job>,
+    shared: Arc<Shared>,
+    next_seq: u64,
+    /// When the first delayed message is due, if one is.
+    due_at: Option<i64>,
+}
+
+impl Writer {
+    pub fn new(
+        connection: SqliteConnection,
+        path: PathBuf,
+        bytes_max: ByteCount,
+        jobs: mpsc::Receiver<Job>,
+        shared: Arc<Shared>,
+    ) -> Self {
+        let next_seq = shared.last.load(Ordering::Acquire) + 1;
+        Self { connection, path, bytes_max, jobs, shared, next_seq, due_at: Some(0) }
+    }
+
+    /// Writes until nobody is left who could ask for it.
+    pub async fn run(mut self) {
+        let mut tidy = tokio::time::interval(TIDY_INTERVAL);
+        loop {
+            let due_in =
+                self.due_at.map(|at| Duration::from_micros(u64::try_from(at - now()).unwrap_or_default()));
+            let due = async {
+                match due_in {
+                    Some(wait) => tokio::time::sleep(wait).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                job = self.jobs.recv() => match job {
+                    Some(job) => self.take(job).await,
+                    None => break,
+                },
+                () = due => self.publish_due().await,
+                _ = tidy.tick() => self.tidy().await,
+            }
+        }
+    }
+
+    async fn take(&mut self, first: Job) {
+        let mut bytes = weight(&first.change);
+        let mut jobs = vec![first];
+        while jobs.len() < BATCH_JOBS_MAX && bytes < BATCH_BYTES_MAX {
+            let Ok(job) = self.jobs.try_recv() else { break };
+            bytes += weight(&job.change);
+            jobs.push(job);
+        }
+        let (changes, waiting): (Vec<Change>, Vec<_>) =
+            jobs.into_iter().map(|job| (job.change, job.done)).unzip();
+        let outcomes = match self.commit(&changes).await {
+            Ok(outcomes) => outcomes,
+            // One of them may have spoilt it for the others.
+            Err(error) => self.commit_one_by_one(&changes, error).await,
+        };
+        for (waiting, outcome) in waiting.into_iter().zip(outcomes) {
+            // Whoever has left does not want to know.
+            let _ = waiting.send(outcome);
+        }
+    }
+
+    async fn commit_one_by_one(&mut self, changes: &[Change], error: LogError) -> Vec<Outcome> {
+        if let [Change::Publish(_)] = changes {
+            return vec![Err(error)];
+        }
+        let mut outcomes = Vec::with_capacity(changes.len());
+        for change in changes {
+            outcomes.push(self.commit_alone(change).await);
+        }
+        outcomes
+    }
+
+    /// What settles messages gets room that publishing does not: a dead letter is written before its message is removed.
+    async fn commit_alone(&mut self, change: &Change) -> Outcome {
+        let mut committed = self.commit(std::slice::from_ref(change)).await;
+        if matches!(committed, Err(LogError::Full(_))) && !matches!(change, Change::Publish(_)) {
+            schema::limit(&mut self.connection, self.bytes_max.get().saturating_mul(2)).await?;
+            committed = self.commit(std::slice::from_ref(change)).await;
+            schema::limit(&mut self.connection, self.bytes_max.get()).await?;
+        }
+        committed?.pop().unwrap_or(Ok(0))
+    }
+
+    /// Makes changes durable, all in one transaction. A change may fail by itself and leave the others alone.
+    async fn commit(&mut self, changes: &[Change]) -> Result<Vec<Outcome>, LogError> {
+        let mut books = self.shared.books().clone();
+        let mut batch = Batch { seq: self.next_seq, due_at: self.due_at, ..Batch::default() };
+        let bytes: u64 = changes.iter().map(weight).sum();
+        batch.no_room = self.no_room(bytes).await?;
+        let written = async {
+            sqlx::query("begin immediate").execute(&mut self.connection).await?;
+            let mut outcomes = Vec::with_capacity(changes.len());
+            for change in changes {
+                outcomes.push(batch.apply(&mut self.connection, &mut books, change).await?);
+            }
+            rows::insert(&mut self.connection, &batch.published).await?;
+            rows::remove(&mut self.connection, &batch.done).await?;
+            sqlx::query("commit").execute(&mut self.connection).await?;
+            Ok(outcomes)
+        };
+        let outcomes = match written.await {
+            Ok(outcomes) => outcomes,
+            Err(error) => {
+                let error: LogError = error;
+                self.recover(&error).await;
+                return Err(error);
+            }
+        };
+        for ticket in &batch.done {
+            books.let_go(ticket.subscription, 1);
+        }
+        *self.shared.books() = books;
+        (self.next_seq, self.due_at) = (batch.seq, batch.due_at);
+        self.shared.last.store(batch.seq - 1, Ordering::Release);
+        self.shared.metrics.messages_unrouted(batch.unrouted);
+        for published in batch.published {
+            announce(&self.shared.tails, &published);
+        }
+        Ok(outcomes)
+    }
+
+    /// Why so many bytes cannot be published now, if they cannot.
+    async fn no_room(&mut self, bytes: u64) -> Result<Option<NoRoom>, LogError> {
+        if bytes == 0 || room::check(&self.path, bytes, 0).is_ok() {
+            return Ok(None);
+        }
+        let spare = schema::spare(&mut self.connection).await?;
+        Ok(room::check(&self.path, bytes, spare).err())
+    }
+
+    /// Readies the connection for the next transaction.
+    async fn recover(&mut self, error: &LogError) {
+        tracing::error!(error = error as &dyn std::error::Error, "cannot write to the log of messages");
+        let rolled_back = sqlx::query("rollback").execute(&mut self.connection).await;
+        // A full disk has ended the transaction already.
+        if matches!(rolled_back, Ok(_) | Err(sqlx::Error::Database(_))) {
+            return;
+        }
+        if let Ok(connection) = schema::open(&self.path, self.bytes_max).await {
+            self.connection = connection;
+        }
+    }
+
+    /// Publishes what was published for later, and later is now.
+    async fn publish_due(&mut self) {
+        let due = rare::due(&mut self.connection, now(), DUE_MAX).await;
+        let messages = match due {
+            Ok(messages) => messages,
+            Err(error) => {
+                tracing::error!(%error, "cannot read the delayed messages");
+                self.due_at = Some(now() + 1_000_000);
+                return;
+            }
+        };
+        let mut is_held_up = false;
+        for message in messages {
+            is_held_up |= self.commit_alone(&Change::Due(message)).await.is_err();
+        }
+        self.due_at = match rare::first_due(&mut self.connection).await {
+            // There is no room for it now.
+            Ok(at) if is_held_up => at.map(|at| at.max(now() + 1_000_000)),
+            Ok(at) => at,
+            Err(_) => Some(now() + 1_000_000),
+        };
+    }
+
+    async fn tidy(&mut self) {
+        if let Err(error) = self.try_tidy().await {
+            tracing::error!(%error, "cannot tidy the log of messages");
+        }
+    }
+
+    async fn try_tidy(&mut self) -> Result<(), LogError> {
+        schema::limit(&mut self.connection, self.bytes_max.get().saturating_mul(2)).await?;
+        let tidied = rare::tidy(&mut self.connection, &self.shared).await;
+        schema::limit(&mut self.connection, self.bytes_max.get()).await?;
+        tidied
+    }
+}
+
+fn weight(change: &Change) -> u64 {
+    match change {
+        Change::Publish(messages) => messages.iter().map(Message::bytes).sum(),
+        Change::Due(_) | Change::Done(_) | Change::Rare(_) => 0,
+    }
+}
+
+/// What a transaction has to write, collected from its changes.
+#[derive(Default)]
+struct Batch {
+    seq: u64,
+    due_at: Option<i64>,
+    published: Vec<Published>,
+    /// Messages that nobody has subscribed to.
+    unrouted: u64,
+    done: Vec<Ticket>,
+    /// Nothing is to be published now.
+    no_room: Option<NoRoom>,
+}
+
+impl Batch {
+    async fn apply(
+        &mut self,
+        connection: &mut SqliteConnection,
+        books: &mut Books,
+        change: &Change,
+    ) -> Result<Outcome, LogError> {
+        match change {
+            Change::Publish(messages) => {
+                if let Some(no_room) = self.no_room {
+                    return Ok(Err(LogError::Full(Box::new(no_room))));
+                }
+                for message in messages {
+                    if let Err(error) = self.publish(connection, books, message).await? {
+                        return Ok(Err(error));
+                    }
+                }
+            }
+            Change::Due(message) => {
+                if let Err(error) = self.publish(connection, books, message).await? {
+                    return Ok(Err(error));
+                }
+                rare::delayed_no_more(connection, message).await?;
+            }
+            Change::Done(ticket) => self.done.push(*ticket),
+            Change::Rare(Rare::Redrive { service, ids }) => {
+                let again = rare::redrive(connection, books, service, ids).await?;
+                let count = again.len() as u64;
+                for (message, number) in again {
+                    self.published.push(Published {
+                        seq: self.seq,
+                        message: Arc::new(message),
+                        to: vec![number],
+                    });
+                    self.seq += 1;
+                }
+                return Ok(Ok(count));
+            }
+            Change::Rare(change) => return rare::apply(connection, books, change).await,
+        }
+        Ok(Ok(0))
+    }
+
+    async fn publish(
+        &mut self,
+        connection: &mut SqliteConnection,
+        books: &mut Books,
+        message: &Message,
+    ) -> Result<Result<(), LogError>, LogError> {
+        if let Some(full) = books.full(&message.subject) {
+            return Ok(Err(LogError::BacklogFull(full)));
+        }
+        if message.may_come_again && !is_new(connection, message).await? {
+            return Ok(Ok(()));
+        }
+        if let Some(at) = message.deliver_at.filter(|at| *at > now()) {
+            rare::delay(connection, message, at).await?;
+            self.due_at = Some(self.due_at.map_or(at, |due_at| due_at.min(at)));
+            return Ok(Ok(()));
+        }
+        // It has room: that was looked at.
+        let to = books.take_in(&message.subject).unwrap_or_default();
+        if to.is_empty() {
+            self.unrouted += 1;
+        } else {
+            self.published.push(Published { seq: self.seq, message: Arc::new(message.clone()), to });
+            self.seq += 1;
+        }
+        Ok(Ok(()))
+    }
+}
+
+/// Notes a message that may come again; answers whether this is its first time.
+async fn is_new(connection: &mut SqliteConnection, message: &Message) -> Result<bool, sqlx::Error> {
+    let query = sqlx::query("insert into seen (id, at) values (?, ?) on conflict do nothing");
+    let noted = query.bind(message.id.as_str()).bind(now()).execute(connection).await?;
+    Ok(noted.rows_affected() > 0)
+}
+
+/// Tells the subscriptions of a message that is durable now.
+fn announce(tails: &Tails, published: &Published) {
+    let is_small = published.message.bytes() <= INLINE_BYTES_MAX;
+    for number in &published.to {
+        let delivery = Delivery {
+            seq: published.seq,
+            failed: 0,
+            due_at: 0,
+            key: published.message.key.clone(),
+            may_be_repeat: false,
+            message: is_small.then(|| Arc::clone(&published.message)),
+            handle: Handle::Log { is_shared: published.to.len() > 1 },
+        };
+        tails.push(*number, delivery);
+    }
+}
+
+/// The last message of the log.
+pub async fn last(connection: &mut SqliteConnection) -> Result<AtomicU64, sqlx::Error> {
+    let row = sqlx::query("select coalesce(max(seq), 0) as last from messages").fetch_one(connection).await?;
+    Ok(AtomicU64::new(rows::unsigned(row.try_get("last")?)))
+}

@@ -1,0 +1,412 @@
+//! What one service may publish: subjects, sizes, rate.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use tracing::{Span, field};
+
+use super::bindings::{DeliveryTime, Draft, Error};
+use super::message::{
+    HOPS, Headers, Message, MessageId, Moment, PUBLISHER, REQUEST_ID, RESERVED_HEADERS, TRACE, now,
+};
+use super::{LogError, Messages};
+use crate::capability::sql::bindings::Error as SqlError;
+use crate::capability::sql::outbox::Entry;
+use crate::capability::sql::session::Target;
+use crate::limits::{HostLimits, ServiceLimits};
+use crate::metrics::{PublishOutcome, PublisherMetrics};
+use crate::name::ServiceName;
+use crate::subject::{Pattern, Subject};
+
+/// One release's right to publish.
+pub struct Publisher {
+    messages: Arc<Messages>,
+    service: ServiceName,
+    granted: Vec<Pattern>,
+    limits: ServiceLimits,
+    rate: Rate,
+    metrics: PublisherMetrics,
+}
+
+/// What a call hands on to the messages that it publishes.
+#[derive(Clone, Debug, Default)]
+pub struct Origin {
+    pub request_id: Option<String>,
+    pub trace: Option<String>,
+    /// Of the message that the call handles.
+    pub hops: u32,
+}
+
+/// Bytes of a key.
+const KEY_BYTES_MAX: usize = 256;
+
+/// Headers of one message.
+const HEADERS_MAX: usize = 64;
+
+/// Of what a guest wants to publish to, in a trace.
+const SUBJECT_BYTES_SHOWN: usize = 200;
+
+impl Publisher {
+    pub(super) fn new(
+        messages: Arc<Messages>,
+        service: ServiceName,
+        granted: Vec<Pattern>,
+        limits: &ServiceLimits,
+        metrics: PublisherMetrics,
+    ) -> Self {
+        let rate = Rate::new(limits.publish_rate);
+        Self { messages, service, granted, limits: limits.clone(), rate, metrics }
+    }
+
+    pub fn service(&self) -> &ServiceName {
+        &self.service
+    }
+
+    pub(super) fn metrics(&self) -> &PublisherMetrics {
+        &self.metrics
+    }
+
+    /// Publishes a message; answers when it is durable.
+    ///
+    /// # Errors
+    /// As the contract says.
+    pub async fn publish(&self, draft: Draft, origin: &Origin) -> Result<MessageId, Error> {
+        let span = self.span(&draft.subject, draft.body.len());
+        let published = self.publish_now(draft, origin).await;
+        self.observe(&span, published.as_ref());
+        published
+    }
+
+    /// Publishes a tick of a schedule, in seconds since 1970. It may come again, from this host or another one, and is
+    /// one message: the schedules of a service that tick for one subject at the same moment share it.
+    ///
+    /// # Errors
+    /// When there is no room, or the log does not answer.
+    pub async fn tick(&self, subject: &Subject, second: i64) -> Result<MessageId, Error> {
+        let body = format!("{{\"scheduled_at\":{}}}", second.saturating_mul(1_000_000));
+        let span = self.span(subject.as_str(), body.len());
+        let header = |(name, value): (&str, &str)| (name.to_owned(), value.to_owned());
+        let headers = [("content-type", "application/json"), (PUBLISHER, self.service.as_str()), (HOPS, "1")];
+        let message = Message {
+            id: format!("tick/{}/{subject}/{second}", self.service).into(),
+            subject: subject.clone(),
+            key: None,
+            headers: headers.map(header).into(),
+            body: body.into(),
+            published_at: now(),
+            deliver_at: None,
+            may_come_again: true,
+        };
+        let id = message.id.clone();
+        let published = self.messages.publish(vec![message]).await.map(|()| id).map_err(explain);
+        self.observe(&span, published.as_ref());
+        published
+    }
+
+    /// What OpenTelemetry's conventions want to know of a message on its way out. Nothing of it is made while nobody
+    /// listens.
+    fn span(&self, subject: &str, bytes: usize) -> Span {
+        tracing::debug_span!(
+            "publish",
+            otel.kind = "producer",
+            messaging.system = "stoa",
+            messaging.operation.name = "publish",
+            messaging.operation.type = "send",
+            // A longer one is no subject.
+            messaging.destination.name = subject.get(..SUBJECT_BYTES_SHOWN).unwrap_or(subject),
+            messaging.message.body.size = bytes,
+            messaging.message.id = field::Empty,
+            "error.type" = field::Empty,
+        )
+    }
+
+    /// Counts a message, and tells its span what came of it.
+    fn observe(&self, span: &Span, published: Result<&MessageId, &Error>) {
+        let outcome = published.err().map_or(PublishOutcome::Published, outcome);
+        self.metrics.published(outcome);
+        if span.is_disabled() {
+            return;
+        }
+        match published {
+            Ok(id) => span.record("messaging.message.id", id.as_str()),
+            Err(_) => span.record("error.type", outcome.label()),
+        };
+        tracing::debug!(parent: span, service = self.service.as_str(), outcome = outcome.label(), "publish");
+    }
+
+    async fn publish_now(&self, draft: Draft, origin: &Origin) -> Result<MessageId, Error> {
+        let message = self.message(draft, origin)?;
+        let id = message.id.clone();
+        self.messages.publish(vec![message]).await.map_err(explain)?;
+        Ok(id)
+    }
+
+    /// Publishes a message with a transaction.
+    ///
+    /// # Errors
+    /// As the contract says.
+    pub async fn publish_in(
+        &self,
+        target: Target,
+        draft: Draft,
+        origin: &Origin,
+    ) -> Result<MessageId, Error> {
+        let span = self.span(&draft.subject, draft.body.len());
+        let published = self.post(target, draft, origin).await;
+        self.observe(&span, published.as_ref());
+        published
+    }
+
+    async fn post(&self, target: Target, draft: Draft, origin: &Origin) -> Result<MessageId, Error> {
+        let message = self.message(draft, origin)?;
+        // The log may be full by the time of the commit; then the message waits in the database.
+        if let Some(full) = self.messages.full(&message.subject) {
+            return Err(explain(LogError::BacklogFull(full)));
+        }
+        let id = message.id.clone();
+        target.post(entry(message)).await.map_err(|error| match error {
+            SqlError::Ended => Error::Ended,
+            SqlError::Conflict => Error::Conflict,
+            SqlError::ReadOnly => Error::Invalid("the transaction is read-only".to_owned()),
+            SqlError::TooLarge(what) => Error::TooLarge(what),
+            error => {
+                tracing::error!(
+                    service = self.service.as_str(),
+                    ?error,
+                    "cannot write to a service's outbox"
+                );
+                Error::Unavailable
+            }
+        })?;
+        Ok(id)
+    }
+
+    /// Publishes what waited in the service's database. What the service may not publish any more is left out: it
+    /// was written there by its own statements, or under an older manifest.
+    ///
+    /// # Errors
+    /// When there is no room for one of them.
+    pub async fn relay(&self, entries: Vec<Entry>) -> Result<(), LogError> {
+        let message = |entry: Entry| {
+            let id = entry.id.clone();
+            let message = self.relayed(entry);
+            if message.is_none() {
+                let service = self.service.as_str();
+                tracing::warn!(service, id, "a message of the outbox is none that the service may publish");
+            }
+            message
+        };
+        self.messages.publish(entries.into_iter().filter_map(message).collect()).await
+    }
+
+    fn relayed(&self, entry: Entry) -> Option<Message> {
+        let subject: Subject = entry.subject.parse().ok()?;
+        let mut headers: Headers = serde_json::from_str(&entry.headers).ok()?;
+        // On a server a service can write what it likes there.
+        headers.retain(|(name, _)| !name.eq_ignore_ascii_case(PUBLISHER));
+        headers.push((PUBLISHER.to_owned(), self.service.as_str().to_owned()));
+        let is_good = self.granted.iter().any(|pattern| pattern.matches(&subject))
+            && entry.body.len() as u64 <= self.limits.message_body.get()
+            && entry.headers.len() as u64 <= self.limits.message_headers.get().saturating_add(4096)
+            && entry.key.as_ref().is_none_or(|key| key.len() <= KEY_BYTES_MAX)
+            && entry.id.len() <= KEY_BYTES_MAX;
+        is_good.then(|| Message {
+            id: entry.id.into(),
+            subject,
+            key: entry.key.map(Into::into),
+            headers,
+            body: entry.body.into(),
+            published_at: entry.published_at,
+            deliver_at: entry.deliver_at,
+            may_come_again: true,
+        })
+    }
+
+    fn message(&self, draft: Draft, origin: &Origin) -> Result<Message, Error> {
+        let subject: Subject = draft.subject.parse().map_err(|error| Error::Invalid(format!("{error}")))?;
+        if !self.granted.iter().any(|pattern| pattern.matches(&subject)) {
+            let problem = "add it to `publish` of `[messaging]` in `service.toml`";
+            return Err(Error::Denied(format!("the service may not publish to `{subject}`; {problem}")));
+        }
+        if draft.body.len() as u64 > self.limits.message_body.get() {
+            let (bytes, limit) = (draft.body.len(), self.limits.message_body);
+            return Err(Error::TooLarge(format!("a body of {bytes} bytes; `message_body` is {limit}")));
+        }
+        if draft.key.as_ref().is_some_and(|key| key.len() > KEY_BYTES_MAX) {
+            return Err(Error::TooLarge(format!("a key has at most {KEY_BYTES_MAX} bytes")));
+        }
+        let host = &self.messages.limits;
+        if origin.hops >= host.message_hops {
+            return Err(Error::TooManyHops);
+        }
+        let headers = self.headers(draft.headers, origin)?;
+        let published_at = now();
+        let deliver_at = deliver_at(&draft.delivery, published_at, host)?;
+        if !self.rate.takes_one() {
+            return Err(Error::TooMany);
+        }
+        Ok(Message {
+            id: MessageId::fresh(),
+            subject,
+            key: draft.key.map(Into::into),
+            headers,
+            body: draft.body.into(),
+            published_at,
+            deliver_at,
+            may_come_again: false,
+        })
+    }
+
+    /// The guest's headers, looked at, with the host's.
+    fn headers(&self, mut headers: Headers, origin: &Origin) -> Result<Headers, Error> {
+        if headers.len() > HEADERS_MAX {
+            return Err(Error::TooLarge(format!("a message has at most {HEADERS_MAX} headers")));
+        }
+        let bytes: usize = headers.iter().map(|(name, value)| name.len() + value.len()).sum();
+        if bytes as u64 > self.limits.message_headers.get() {
+            let limit = self.limits.message_headers;
+            return Err(Error::TooLarge(format!("{bytes} bytes of headers; `message_headers` is {limit}")));
+        }
+        for (name, value) in &headers {
+            check_header(name, value)?;
+        }
+        let mut add = |name: &str, value: String| headers.push((name.to_owned(), value));
+        add(PUBLISHER, self.service.as_str().to_owned());
+        add(HOPS, (origin.hops + 1).to_string());
+        for (name, value) in [(TRACE, &origin.trace), (REQUEST_ID, &origin.request_id)] {
+            if let Some(value) = value {
+                add(name, value.clone());
+            }
+        }
+        Ok(headers)
+    }
+}
+
+fn check_header(name: &str, value: &str) -> Result<(), Error> {
+    let is_name = name.parse::<http::HeaderName>().is_ok();
+    if !is_name || http::HeaderValue::from_str(value).is_err() {
+        let shown: String = name.chars().take(80).collect();
+        return Err(Error::Invalid(format!("header `{shown}`: give a name and a value as HTTP has them")));
+    }
+    let lower = name.to_ascii_lowercase();
+    let is_the_hosts = RESERVED_HEADERS.iter().any(|start| lower.starts_with(start));
+    if is_the_hosts || lower == TRACE || lower == REQUEST_ID {
+        return Err(Error::Invalid(format!("header `{lower}` is the host's; choose another name")));
+    }
+    Ok(())
+}
+
+fn deliver_at(delivery: &DeliveryTime, now: Moment, limits: &HostLimits) -> Result<Option<Moment>, Error> {
+    let at = match delivery {
+        DeliveryTime::Now => return Ok(None),
+        DeliveryTime::After(millis) => {
+            now.saturating_add(Moment::try_from(*millis).unwrap_or(Moment::MAX).saturating_mul(1000))
+        }
+        DeliveryTime::At(at) => *at,
+    };
+    let ahead = Duration::from_micros(u64::try_from(at.saturating_sub(now)).unwrap_or_default());
+    if ahead > limits.message_delay.get() {
+        let limit = limits.message_delay;
+        return Err(Error::TooLarge(format!("it would wait longer than `message_delay`, which is {limit}")));
+    }
+    Ok((at > now).then_some(at))
+}
+
+fn entry(message: Message) -> Entry {
+    Entry {
+        number: 0,
+        id: message.id.to_string(),
+        subject: message.subject.to_string(),
+        key: message.key.map(|key| key.to_string()),
+        headers: serde_json::to_string(&message.headers).unwrap_or_default(),
+        body: message.body.into(),
+        published_at: message.published_at,
+        deliver_at: message.deliver_at,
+    }
+}
+
+fn explain(error: LogError) -> Error {
+    match error {
+        LogError::BacklogFull(_) | LogError::Full(_) => Error::BacklogFull(error.to_string()),
+        LogError::TooLarge => Error::TooLarge(error.to_string()),
+        LogError::DeadFull
+        | LogError::Gone
+        | LogError::NoDeadLetter { .. }
+        | LogError::Failed(_)
+        | LogError::Server(_)
+        | LogError::Closed => Error::Unavailable,
+    }
+}
+
+const fn outcome(error: &Error) -> PublishOutcome {
+    match error {
+        Error::BacklogFull(_) => PublishOutcome::Full,
+        Error::Unavailable => PublishOutcome::Unavailable,
+        Error::TooMany | Error::TooLarge(_) | Error::TooManyHops => PublishOutcome::Limit,
+        Error::Invalid(_) | Error::Denied(_) | Error::Ended | Error::Conflict => PublishOutcome::Refused,
+    }
+}
+
+/// So many in a second, and as many at once.
+struct Rate {
+    per_second: f64,
+    left: Mutex<(Instant, f64)>,
+}
+
+impl Rate {
+    fn new(per_second: u32) -> Self {
+        let per_second = f64::from(per_second);
+        Self { per_second, left: Mutex::new((Instant::now(), per_second)) }
+    }
+
+    fn takes_one(&self) -> bool {
+        let mut left = self.left.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        let since = now.saturating_duration_since(left.0).as_secs_f64();
+        *left = (now, since.mul_add(self.per_second, left.1).min(self.per_second));
+        let has_one = left.1 >= 1.0;
+        if has_one {
+            left.1 -= 1.0;
+        }
+        has_one
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_rate_is_used_up_and_comes_back() {
+        let rate = Rate::new(2);
+        assert!(rate.takes_one() && rate.takes_one() && !rate.takes_one());
+        rate.left.lock().expect("no panic").0 -= Duration::from_millis(600);
+        assert!(rate.takes_one() && !rate.takes_one());
+    }
+
+    #[test]
+    fn headers_are_those_of_http_and_the_hosts_are_not_given() {
+        assert!(check_header("content-type", "text/plain").is_ok());
+        for (name, value) in [
+            ("a b", "x"),
+            ("", "x"),
+            ("a", "x\ny"),
+            ("stoa-hops", "0"),
+            ("Nats-Msg-Id", "1"),
+            ("traceparent", "00"),
+        ] {
+            assert!(matches!(check_header(name, value), Err(Error::Invalid(_))), "{name}: {value}");
+        }
+    }
+
+    #[test]
+    fn a_moment_is_taken_up_to_the_limit_and_the_past_is_now() {
+        let limits = HostLimits::default();
+        assert!(matches!(deliver_at(&DeliveryTime::Now, 5, &limits), Ok(None)));
+        assert!(matches!(deliver_at(&DeliveryTime::After(3), 5, &limits), Ok(Some(3005))));
+        assert!(matches!(deliver_at(&DeliveryTime::At(4), 5, &limits), Ok(None)));
+        for far in [DeliveryTime::After(u64::MAX), DeliveryTime::At(i64::MAX)] {
+            assert!(matches!(deliver_at(&far, 5, &limits), Err(Error::TooLarge(_))));
+        }
+    }
+}

@@ -1,0 +1,55 @@
+//! `wit/messaging.wit` as guests and operators meet it: one contract, and the same tests of it wherever messages and
+//! data may be.
+//!
+//! A test is a function of a [`world::Stage`]; [`stages!`] makes `sqlite::…`, `postgres::…` and `nats::…` of it. Where no server is
+//! found those that need it fail and say how to start one.
+
+/// The tests of a file, and on which stages each of them is played: on all, on those that differ by the log of messages
+/// only, or on one.
+macro_rules! stages {
+    (
+        $(everywhere: [$($everywhere:ident),* $(,)?],)?
+        $(logs: [$($log:ident),* $(,)?],)?
+        $(sqlite: [$($sqlite:ident),* $(,)?],)?
+        $(postgres: [$($postgres:ident),* $(,)?],)?
+    ) => {
+        stages!(@sqlite $($($everywhere)*)? $($($log)*)? $($($sqlite)*)?);
+        stages!(@postgres $($($everywhere)*)? $($($postgres)*)?);
+        stages!(@nats $($($everywhere)*)? $($($log)*)?);
+    };
+    (@$stage:ident) => {};
+    (@$stage:ident $($name:ident)+) => {
+        mod $stage {$(
+            #[tokio::test]
+            async fn $name() {
+                if let Some(stage) = crate::messaging::world::Stage::$stage(stringify!($name)).await {
+                    super::$name(stage).await;
+                }
+            }
+        )+}
+    };
+}
+
+mod letters;
+mod log;
+mod own_server;
+mod world;
+
+mod flow;
+mod refusals;
+
+mod inbox;
+mod outbox;
+
+mod dead;
+mod order;
+mod retries;
+
+mod lifecycle;
+mod time;
+
+mod full;
+mod outage;
+
+mod operator;
+mod schedule;
