@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
 
-/// File names of the guests, without `.wasm`: see `components/fixtures`.
+/// File names of the guests, without `.wasm`: see `components/fixtures`, and `components` itself for the example services.
 pub const HELLO: &str = "fixture_hello";
 pub const P2_HELLO: &str = "fixture_p2_hello";
 pub const RELEASE_A: &str = "fixture_release_a";
@@ -18,6 +18,10 @@ pub const HOG: &str = "fixture_grow_memory";
 pub const TRAP: &str = "fixture_trap";
 pub const HUGE_RESPONSE: &str = "fixture_huge_response";
 pub const SQL_BENCH: &str = "fixture_sql_bench";
+pub const SQL: &str = "fixture_sql";
+pub const MESSAGES_BENCH: &str = "fixture_messages_bench";
+pub const INVENTORY: &str = "inventory";
+pub const MESSAGES: &str = "fixture_messages";
 
 /// Where the programs and guests are that a scenario needs.
 #[derive(Clone, clap::Args)]
@@ -82,6 +86,43 @@ impl Bundle {
         Self { name: name.to_owned(), manifest, component, files: Vec::new() }
     }
 
+    /// An example service as it is in `components`, with its migrations, under another name and with more tables.
+    pub fn example(places: &Places, service: &str, name: &str, tables: &str) -> Result<Self> {
+        let folder = Places::repository().join("components").join(service);
+        let read =
+            |path: &Path| fs::read_to_string(path).with_context(|| format!("read `{}`", path.display()));
+        let manifest = renamed(&read(&folder.join("service.toml"))?, name) + "\n" + tables;
+        let component = places.component(service)?;
+        let mut bundle = Self { name: name.to_owned(), manifest, component, files: Vec::new() };
+        let migrations = folder.join("migrations");
+        for entry in fs::read_dir(&migrations).with_context(|| format!("read `{}`", migrations.display()))? {
+            let path = entry?.path();
+            let file = path.file_name().unwrap_or_default().to_string_lossy();
+            bundle = bundle.with_file(&format!("migrations/{file}"), &read(&path)?);
+        }
+        Ok(bundle)
+    }
+
+    /// The same with other words in its manifest, wherever they are.
+    ///
+    /// # Errors
+    /// When they are nowhere.
+    pub fn with_words(mut self, from: &str, to: &str) -> Result<Self> {
+        anyhow::ensure!(
+            self.manifest.contains(from),
+            "the manifest of `{}` does not say `{from}`",
+            self.name
+        );
+        self.manifest = self.manifest.replace(from, to);
+        Ok(self)
+    }
+
+    /// The same with another guest.
+    pub fn with_component(mut self, component: Arc<[u8]>) -> Self {
+        self.component = component;
+        self
+    }
+
     /// One more file, such as `migrations/0001_orders.sql`.
     pub fn with_file(mut self, path: &str, text: &str) -> Self {
         self.files.push((path.to_owned(), text.to_owned()));
@@ -119,6 +160,15 @@ impl Bundle {
     }
 }
 
+/// A manifest with another name, whose component is beside it.
+fn renamed(manifest: &str, name: &str) -> String {
+    let is_other = |line: &&str| !line.starts_with("name =") && !line.starts_with("component =");
+    let (top, tables) = manifest.split_once("\n[").unwrap_or((manifest, ""));
+    let top: Vec<_> = top.lines().filter(is_other).collect();
+    let tables = if tables.is_empty() { String::new() } else { format!("\n[{tables}") };
+    format!("name = \"{name}\"\ncomponent = \"component.wasm\"\n{}\n{tables}", top.join("\n"))
+}
+
 /// The same component with another digest: a custom section at its end means nothing to whoever runs it.
 pub fn marked(component: &[u8], mark: &str) -> Arc<[u8]> {
     const NAME: &[u8] = b"stoa-bench";
@@ -153,6 +203,15 @@ mod tests {
         assert_eq!(head, [0, 0x80 | (211 & 0x7f), 1], "section 0, 211 bytes");
         assert_eq!(payload.len(), 211);
         assert_ne!(marked(b"component", "1"), marked(b"component", "2"));
+    }
+
+    #[test]
+    fn only_the_name_and_the_component_of_a_manifest_change() {
+        let manifest =
+            "name = \"a\"\ncomponent = \"x.wasm\"\ndescription = \"d\"\n\n[health]\nname = \"kept\"\n";
+        let expected = "name = \"b\"\ncomponent = \"component.wasm\"\ndescription = \"d\"\n\n[health]\nname = \"kept\"\n";
+        assert_eq!(renamed(manifest, "b"), expected);
+        assert_eq!(renamed("name = \"a\"\n", "b"), "name = \"b\"\ncomponent = \"component.wasm\"\n\n");
     }
 
     #[test]

@@ -5,6 +5,8 @@
 
 pub mod wire;
 
+pub mod exchange;
+
 pub mod connection;
 
 use std::collections::BTreeMap;

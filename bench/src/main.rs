@@ -44,6 +44,18 @@ enum Command {
     Http(scenario::http::Options),
     /// Statements from a guest and from a native service, on SQLite and on PostgreSQL
     Sql(scenario::sql::Options),
+    /// Many clients for the last items while releases are swapped and the host is killed: nothing sold twice, nothing lost
+    Oversell(scenario::oversell::Options),
+    /// A PostgreSQL server of its own that is stopped, crashes and hangs under load, and comes back
+    Outage(scenario::outage::Options),
+    /// Ten million rows through a guest to a slow reader: the host's memory stays flat
+    Rows(scenario::rows::Options),
+    /// A shop that talks by messages, under kills, swaps and a service that traps: when it settles, all adds up
+    Chaos(scenario::chaos::Options),
+    /// A hundred thousand messages under retries, swaps and kills: each handled once, those of a key in order
+    Order(scenario::order::Options),
+    /// Durable messages published and handled by guests, and by a native program with a log of the same settings
+    Messages(scenario::messages::Options),
     /// Swaps two releases under full load: no failed request, no mix of releases, a bounded p99
     Swap(scenario::swap::Options),
     /// How long a deploy of a compiled bundle takes until the new release has answered
@@ -58,6 +70,9 @@ enum Command {
     /// The native service that `sql` compares with
     #[command(hide = true)]
     ServeNativeSql(peers::sql::Options),
+    /// The native program that `messages` compares with
+    #[command(hide = true)]
+    ServeNativeMessages(peers::messages::Options),
     /// Holds idle connections, on behalf of `hostile`
     #[command(hide = true)]
     IdleClients(scenario::hostile::idle::Options),
@@ -67,12 +82,19 @@ fn main() -> ExitCode {
     let outcome = match Arguments::parse().command {
         Command::Http(options) => scenario::http::run(&options),
         Command::Sql(options) => scenario::sql::run(&options),
+        Command::Oversell(options) => scenario::oversell::run(&options),
+        Command::Outage(options) => scenario::outage::run(&options),
+        Command::Rows(options) => scenario::rows::run(&options),
+        Command::Chaos(options) => scenario::chaos::run(&options),
+        Command::Order(options) => scenario::order::run(&options),
+        Command::Messages(options) => scenario::messages::run(&options),
         Command::Swap(options) => scenario::swap::run(&options),
         Command::Deploy(options) => scenario::deploy::run(&options),
         Command::Start(options) => scenario::start::run(&options),
         Command::Hostile(options) => scenario::hostile::run(&options),
         Command::ServeHyper => peers::serve_hyper(),
         Command::ServeNativeSql(options) => peers::sql::serve(&options),
+        Command::ServeNativeMessages(options) => peers::messages::serve(&options),
         Command::IdleClients(options) => scenario::hostile::idle::hold(&options),
     };
     match outcome {

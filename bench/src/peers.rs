@@ -1,6 +1,7 @@
 //! What the host is compared with: a plain hyper server, which is the least that HTTP costs, `wasmtime serve`, and a
 //! native service with a database.
 
+pub mod messages;
 pub mod sql;
 
 use std::convert::Infallible;

@@ -122,14 +122,39 @@ impl Server {
         self.signal(libc::SIGCONT)
     }
 
+    /// Sends a signal to it and to the processes that it has started.
+    pub fn signal_family(&self, signal: libc::c_int) -> Result<()> {
+        // First of all to itself, so that it starts no further ones.
+        self.signal(signal)?;
+        let path = format!("/proc/{0}/task/{0}/children", self.pid());
+        let children = std::fs::read_to_string(&path).with_context(|| format!("read `{path}`"))?;
+        for child in children.split_whitespace() {
+            // One that has ended meanwhile needs no signal. SAFETY: no memory is passed.
+            unsafe { libc::kill(child.parse()?, signal) };
+        }
+        Ok(())
+    }
+
     /// Asks it to end, and waits.
-    pub fn terminate(mut self, timeout: Duration) -> Result<()> {
-        self.signal(libc::SIGTERM)?;
+    pub fn terminate(self, timeout: Duration) -> Result<()> {
+        self.end_by(libc::SIGTERM, timeout)
+    }
+
+    /// Sends a signal that is to end it, and waits.
+    pub fn end_by(mut self, signal: libc::c_int, timeout: Duration) -> Result<()> {
+        self.signal(signal)?;
         let deadline = Instant::now() + timeout;
         while self.child.try_wait()?.is_none() {
             ensure!(Instant::now() < deadline, "process {} did not end within {timeout:?}", self.pid());
             std::thread::sleep(Duration::from_millis(5));
         }
+        Ok(())
+    }
+
+    /// Ends it at once.
+    pub fn kill(&mut self) -> Result<()> {
+        self.child.kill()?;
+        self.child.wait()?;
         Ok(())
     }
 

@@ -4,7 +4,26 @@ mod turn;
 
 pub mod http;
 
+mod place;
+
 pub mod sql;
+
+mod shop;
+
+pub mod oversell;
+
+pub mod outage;
+
+pub mod rows;
+
+mod tables;
+mod traffic;
+
+pub mod chaos;
+
+pub mod order;
+
+pub mod messages;
 
 pub mod swap;
 

@@ -2,7 +2,7 @@
 
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -38,6 +38,26 @@ impl Home {
     pub fn path(&self) -> &Path {
         self.folder.path()
     }
+
+    /// Where a service's own SQLite database is.
+    pub fn database(&self, service: &str) -> PathBuf {
+        self.path().join(format!("data/databases/{service}.db"))
+    }
+
+    fn log(&self) -> PathBuf {
+        self.path().join("stoa.log")
+    }
+
+    /// Lines of the last host's log that are errors.
+    pub fn logged_errors(&self) -> Result<Vec<String>> {
+        let bytes = std::fs::read(self.log()).with_context(|| format!("read `{}`", self.log().display()))?;
+        let text = String::from_utf8_lossy(&bytes);
+        Ok(text.lines().filter(|line| line.contains("ERROR")).map(str::to_owned).collect())
+    }
+
+    fn config(&self) -> PathBuf {
+        self.path().join("stoa.toml")
+    }
 }
 
 /// A status and a body.
@@ -54,21 +74,17 @@ impl Stoa {
         services.iter().try_for_each(|bundle| bundle.write(&folder))?;
         let mut command = serve(places, home)?;
         command.arg("--services").arg(&folder);
-        if !config.is_empty() {
-            let file = home.path().join("stoa.toml");
-            std::fs::write(&file, config)?;
-            command.arg("--config").arg(&file);
-        }
+        std::fs::write(home.config(), config)?;
         Self::launch(command, home)
     }
 
-    /// Starts a host that has only its journal to go by.
+    /// Starts a host that has only its journal to go by, and the configuration of the one before.
     pub fn resume(places: &Places, home: &Home) -> Result<Self> {
         Self::launch(serve(places, home)?, home)
     }
 
     fn launch(command: Command, home: &Home) -> Result<Self> {
-        let log = home.path().join("stoa.log");
+        let log = home.log();
         let (server, (http, admin)) =
             Server::start(command, &log, Announces::OnStdout, START_TIMEOUT, parse_listening)?;
         let mut stoa = Self { server, http, admin };
@@ -103,6 +119,7 @@ fn serve(places: &Places, home: &Home) -> Result<Command> {
     let mut command = Command::new(places.stoa()?);
     command.arg("serve").arg("--data-dir").arg(home.path().join("data"));
     command.args(["--http", "127.0.0.1:0", "--admin", "127.0.0.1:0"]);
+    command.arg("--config").arg(home.config());
     command.current_dir(home.path());
     Ok(command)
 }

@@ -4,10 +4,10 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::AsyncReadExt as _;
 use tokio::net::{TcpSocket, TcpStream};
 
-use super::wire::{REPLY_BYTES_MAX, parse};
+use super::exchange::Exchange;
 use super::{Failure, Mode, Plan, Shared, Target};
 
 /// Connections of their own per request come from this many addresses, or the ports would run out.
@@ -23,11 +23,9 @@ pub struct Connection {
     mode: Mode,
     pause: Duration,
     shared: Arc<Shared>,
-    stream: Option<TcpStream>,
+    exchange: Exchange,
     /// Counts requests, from a different start per connection.
     turn: usize,
-    input: Vec<u8>,
-    body: Vec<u8>,
 }
 
 impl Connection {
@@ -39,17 +37,15 @@ impl Connection {
             mode: plan.mode,
             pause: plan.pause,
             shared,
-            stream: None,
+            exchange: Exchange::new(),
             // As far apart as they go: connections that send the same requests do not send them together.
             turn: index * (plan.targets.len() / plan.connections.max(1)).max(1),
-            input: Vec::with_capacity(16 << 10),
-            body: Vec::new(),
         }
     }
 
     pub async fn connect(&mut self) -> Result<(), Failure> {
         let stream = open(self.address, self.mode, self.turn).await.map_err(Failure::Connect)?;
-        self.stream = Some(stream);
+        self.exchange.stream = Some(stream);
         Ok(())
     }
 
@@ -61,7 +57,7 @@ impl Connection {
             let failed = outcome.is_err();
             open.settle(outcome);
             if failed {
-                self.stream = None;
+                self.exchange.stream = None;
                 tokio::time::sleep(PAUSE_AFTER_FAILURE).await;
             } else if self.mode == Mode::OnePerConnection {
                 self.end_in_order().await;
@@ -75,36 +71,24 @@ impl Connection {
     /// Sends the next request and checks its answer; the latency includes the connect, if there is one.
     async fn request(&mut self) -> Result<Duration, Failure> {
         let start = Instant::now();
-        if self.stream.is_none() {
+        if self.exchange.stream.is_none() {
             self.connect().await?;
         }
         let target = &self.targets[self.turn % self.targets.len()];
-        let Some(stream) = &mut self.stream else { return Err(Failure::Unanswered) };
-        stream.write_all(&target.request).await.map_err(Failure::Io)?;
-        self.input.clear();
-        loop {
-            let count = stream.read_buf(&mut self.input).await.map_err(Failure::Io)?;
-            if self.input.is_empty() {
-                return Err(Failure::Io(std::io::ErrorKind::UnexpectedEof.into()));
-            }
-            let parsed = parse(&self.input, count == 0, &mut self.body).map_err(Failure::Malformed)?;
-            if let Some(reply) = parsed {
-                let latency = start.elapsed();
-                (target.check)(&reply)?;
-                if !reply.keep_alive && self.mode == Mode::KeepAlive {
-                    self.stream = None;
-                }
-                return Ok(latency);
-            }
-            if self.input.len() > REPLY_BYTES_MAX {
-                return Err(Failure::Malformed(anyhow::anyhow!("longer than {REPLY_BYTES_MAX} bytes")));
-            }
+        let read = self.exchange.ask(&target.request, |reply| {
+            let latency = start.elapsed();
+            (target.check)(reply).map(|()| (latency, reply.keep_alive))
+        });
+        let (latency, keep_alive) = read.await??;
+        if !keep_alive && self.mode == Mode::KeepAlive {
+            self.exchange.stream = None;
         }
+        Ok(latency)
     }
 
     /// The server has to close a connection that was for one request; a reset or more bytes are failures.
     async fn end_in_order(&mut self) {
-        let Some(mut stream) = self.stream.take() else { return };
+        let Some(mut stream) = self.exchange.stream.take() else { return };
         let open = Open::new(self.thread, Arc::clone(&self.shared));
         let mut byte = [0];
         match stream.read(&mut byte).await {

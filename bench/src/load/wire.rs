@@ -18,6 +18,16 @@ pub fn post(path: &str) -> Vec<u8> {
     format!("POST {path} HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-length: 0\r\n\r\n").into_bytes()
 }
 
+/// A request with JSON as its content, on a connection that is kept alive.
+pub fn json(method: &str, path: &str, content: &str) -> Vec<u8> {
+    let length = content.len();
+    format!(
+        "{method} {path} HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\n\
+         content-length: {length}\r\n\r\n{content}"
+    )
+    .into_bytes()
+}
+
 /// A whole reply.
 pub struct Reply<'a> {
     pub status: u16,

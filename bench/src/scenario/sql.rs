@@ -2,21 +2,22 @@
 //! per backend. Bars are judged by requests per second: the database has its share of the time, too, and it is the
 //! whole that an author decides about.
 
-mod place;
 mod requests;
 
 use std::net::SocketAddr;
 
 use anyhow::{Result, ensure};
 
-use self::place::Place;
 use self::requests::{KINDS, POINT, POINTS};
+use super::place::{Backend, Place};
 use super::turn::{Pace, Summary, Turn};
 use crate::bundle::{Bundle, Places, SQL_BENCH};
 use crate::peers::sql as native;
 use crate::process::Server;
 use crate::report::{Report, Table, millis};
 use crate::stoa::{Home, Stoa, ask};
+
+const SERVICE: &str = "sql-bench";
 
 /// Routes of the guest.
 const ROUTES: &[&str] = &["/point/{id}", "/points/{id}", "/insert", "/transaction/{id}", "/scan"];
@@ -46,13 +47,6 @@ pub struct Options {
     load_threads: usize,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-enum Backend {
-    Sqlite,
-    Postgres,
-    Both,
-}
-
 const STOA: &str = "Stoa";
 const NATIVE: &str = "native";
 
@@ -72,8 +66,7 @@ struct Row {
 }
 
 pub fn run(options: &Options) -> Result<()> {
-    // First of all: who has no server wants to know it at once.
-    let server = (options.backend != Backend::Sqlite).then(Place::create).transpose()?;
+    let server = options.backend.place(SERVICE)?;
     let mut report = Report::begin("SQL from a guest and from a native service");
     report.note(&format!(
         "{} interleaved turns of {} s per row, {} connections; medians of the turns, latencies of all turns together. \
@@ -81,7 +74,7 @@ pub fn run(options: &Options) -> Result<()> {
          process: SQLite's is in it, PostgreSQL's is not. Ratios above 1 mean: Stoa is better.",
         options.rounds, options.seconds, options.connections
     ));
-    if options.backend != Backend::Postgres {
+    if options.backend.has_sqlite() {
         measure("SQLite", options, None, &mut report)?;
     }
     if let Some(place) = &server {
@@ -126,10 +119,10 @@ fn measure(backend: &str, options: &Options, place: Option<&Place>, report: &mut
 
 /// Stoa first, then the native service; both stopped, their tables filled.
 fn start(options: &Options, home: &Home, place: Option<&Place>) -> Result<[Contender; 2]> {
-    let service = place.map_or_else(|| "sql-bench".to_owned(), Place::service);
+    let service = place.map_or_else(|| SERVICE.to_owned(), Place::service);
     let bundle = Bundle::new(&service, options.places.component(SQL_BENCH)?, ROUTES, "[database]\n")
         .with_file("migrations/0001_shop.sql", native::MIGRATION);
-    let config = place.map(|place| format!("[database]\nurl = \"{}\"\n", place.url())).unwrap_or_default();
+    let config = place.map(Place::config).unwrap_or_default();
     let stoa = Stoa::start(&options.places, home, &[bundle], &config)?;
 
     let file = home.path().join("native.db");

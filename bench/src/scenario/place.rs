@@ -1,4 +1,4 @@
-//! A database of this run on a PostgreSQL server; gone with its value, and with it the role that the host has made.
+//! Where a scenario's databases are: files of its host, or a database of its own on a PostgreSQL server.
 
 use anyhow::{Result, anyhow};
 use sqlx::postgres::PgConnection;
@@ -6,15 +6,37 @@ use sqlx::{AssertSqlSafe, Connection as _};
 
 const DEFAULT_URL: &str = "postgres://postgres@127.0.0.1:5432/postgres";
 
-/// Must outlive the servers that use it.
+/// On which databases a scenario runs.
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Backend {
+    Sqlite,
+    Postgres,
+    Both,
+}
+
+impl Backend {
+    pub fn has_sqlite(self) -> bool {
+        self != Self::Postgres
+    }
+
+    /// Makes a place on the server, if there is to be one. Ask first of all: who has no server wants to know it at once.
+    pub fn place(self, service: &'static str) -> Result<Option<Place>> {
+        (self != Self::Sqlite).then(|| Place::create(&[service])).transpose()
+    }
+}
+
+/// A database of this run; gone with its value, and with it the roles that the host has made. Must outlive the servers
+/// that use it.
 pub struct Place {
     /// The URL of the server, as the operator gives it.
     server: String,
+    services: Vec<&'static str>,
     suffix: String,
 }
 
 impl Place {
-    pub fn create() -> Result<Self> {
+    /// For these services.
+    pub fn create(services: &[&'static str]) -> Result<Self> {
         let server = std::env::var("STOA_TEST_POSTGRES_URL").unwrap_or_else(|_| DEFAULT_URL.to_owned());
         let suffix = format!("{:08x}", fastrand::u32(..));
         // Not of `template1`, which somebody's connection might keep busy.
@@ -24,11 +46,11 @@ impl Place {
                 "no database can be made at `{}`: {error}\n\
                  Start a server: docker run --rm -p 127.0.0.1:5432:5432 -e POSTGRES_HOST_AUTH_METHOD=trust postgres\n\
                  or name one by STOA_TEST_POSTGRES_URL, as a role that may create databases and roles,\n\
-                 or do without: `just bench sql --backend sqlite`",
+                 or do without, by `--backend sqlite`",
                 without_password(&server)
             )
         })?;
-        Ok(Self { server, suffix })
+        Ok(Self { server, services: services.to_vec(), suffix })
     }
 
     /// The URL of the database.
@@ -38,7 +60,17 @@ impl Place {
 
     /// A name for the service that no other run has: the server's roles are there for all its databases.
     pub fn service(&self) -> String {
-        format!("sql-bench-{}", self.suffix)
+        self.name(self.services.first().copied().unwrap_or_default())
+    }
+
+    /// The same of any service.
+    pub fn name(&self, service: &str) -> String {
+        format!("{service}-{}", self.suffix)
+    }
+
+    /// The host's configuration that puts databases here.
+    pub fn config(&self) -> String {
+        config(&self.url())
     }
 
     /// Gives the server the statistics by which it plans, which it would otherwise gather in the middle of a turn.
@@ -46,20 +78,28 @@ impl Place {
         run(&self.url(), &["vacuum (analyze)".into()])
     }
 
-    fn role(&self) -> String {
-        format!("stoa_{}", self.service().replace('-', "_"))
+    fn roles(&self) -> impl Iterator<Item = String> {
+        self.services.iter().map(|service| role_of(&self.name(service)))
     }
+}
+
+/// The host's configuration that puts databases on this server.
+pub fn config(url: &str) -> String {
+    format!("[database]\nurl = \"{url}\"\n")
+}
+
+/// What the host calls a service's role and schema on a server.
+pub fn role_of(service: &str) -> String {
+    format!("stoa_{}", service.replace('-', "_"))
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        let (database, role) = (database(&self.suffix), self.role());
-        let statements = [
-            format!("drop database if exists {database} with (force)"),
-            format!("drop role if exists \"{role}\""),
-        ];
+        let database = database(&self.suffix);
+        let mut statements = vec![format!("drop database if exists {database} with (force)")];
+        statements.extend(self.roles().map(|role| format!("drop role if exists \"{role}\"")));
         if let Err(error) = run(&self.server, &statements) {
-            eprintln!("WARNING: the database `{database}` and the role `{role}` are left behind: {error}");
+            eprintln!("WARNING: the database `{database}` and its roles are left behind: {error}");
         }
     }
 }
@@ -79,6 +119,17 @@ fn run(url: &str, statements: &[String]) -> Result<()> {
             ran.map_err(|error| anyhow!("run `{statement}`: {error}"))?;
         }
         Ok(connection.close().await?)
+    })
+}
+
+/// The number that a query of the operator's own gives.
+pub fn run_and_count(url: &str, query: &str) -> Result<i64> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let mut connection = PgConnection::connect(url).await?;
+        let count = sqlx::query_scalar(AssertSqlSafe(query)).fetch_one(&mut connection).await?;
+        connection.close().await?;
+        Ok(count)
     })
 }
 

@@ -1,0 +1,201 @@
+//! Durable messages as a good native program has them: axum, and a log in SQLite with one writer that commits whatever
+//! waits together. What is published is durable before it is acknowledged, is handled by tasks of the same program, and
+//! is deleted when it was.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context as _, Result};
+use axum::Router;
+use axum::extract::{Query, State};
+use axum::http::StatusCode;
+use axum::routing::{get, post};
+use axum::serve::ListenerExt as _;
+use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous};
+use sqlx::{ConnectOptions as _, QueryBuilder, Sqlite, SqliteConnection};
+use tokio::net::TcpListener;
+use tokio::sync::{Semaphore, mpsc, oneshot};
+
+use super::{START_TIMEOUT, parse_listening};
+use crate::process::{Announces, Server};
+
+#[derive(clap::Args)]
+pub struct Options {
+    /// The log's file
+    #[arg(long)]
+    file: PathBuf,
+}
+
+const TABLES: &str = "create table messages (seq integer primary key, id text not null, subject text not null, \
+    headers text not null, body blob not null, published_at integer not null)";
+
+/// Changes of one commit, and those that may wait for it.
+const BATCH_MAX: usize = 512;
+const WAITING_MAX: usize = 1024;
+
+/// Messages handled at the same time, as many as of a subscription on Stoa.
+const HANDLERS: usize = 8;
+
+/// Rows of one statement.
+const SIZES: [usize; 4] = [64, 16, 4, 1];
+
+struct Message {
+    id: String,
+    body: Vec<u8>,
+    published_at: Instant,
+}
+
+enum Change {
+    Publish(Message, oneshot::Sender<bool>),
+    Done(i64),
+}
+
+/// Microseconds from publishing to handling.
+type Lags = Arc<Mutex<Vec<u64>>>;
+
+#[derive(Clone)]
+struct Service {
+    changes: mpsc::Sender<Change>,
+    lags: Lags,
+}
+
+/// Serves until it is killed.
+pub fn serve(options: &Options) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let (changes, waiting) = mpsc::channel(WAITING_MAX);
+        let (published, handling) = mpsc::channel(WAITING_MAX);
+        let lags = Lags::default();
+        let connection = open(&options.file).await.context("open the log")?;
+        tokio::spawn(write(connection, waiting, published));
+        tokio::spawn(handle(handling, changes.clone(), Arc::clone(&lags)));
+        let app = Router::new()
+            .route("/publish", post(publish))
+            .route("/lags", get(take_lags))
+            .with_state(Service { changes, lags });
+        let listener = TcpListener::bind("127.0.0.1:0").await?;
+        println!("listening http={}", listener.local_addr()?);
+        // Without it answers wait for acknowledgements; a connection that is gone already needs nothing.
+        let listener = listener.tap_io(|stream| drop(stream.set_nodelay(true)));
+        Ok(axum::serve(listener, app).await?)
+    })
+}
+
+/// Starts this program again as the native program.
+pub fn start(folder: &Path) -> Result<(Server, SocketAddr)> {
+    let mut command = Command::new(std::env::current_exe()?);
+    command.arg("serve-native-messages").arg("--file").arg(folder.join("native.db"));
+    Server::start(command, &folder.join("native.log"), Announces::OnStdout, START_TIMEOUT, parse_listening)
+}
+
+async fn open(file: &Path) -> sqlx::Result<SqliteConnection> {
+    let options = SqliteConnectOptions::new().filename(file).create_if_missing(true);
+    let options = options.journal_mode(SqliteJournalMode::Wal).synchronous(SqliteSynchronous::Full);
+    let mut connection = options.disable_statement_logging().connect().await?;
+    sqlx::raw_sql(TABLES).execute(&mut connection).await?;
+    Ok(connection)
+}
+
+#[derive(serde::Deserialize)]
+struct Ask {
+    bytes: usize,
+}
+
+async fn publish(State(service): State<Service>, Query(ask): Query<Ask>) -> Result<String, StatusCode> {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let id = format!("{:016x}{:016x}", since.as_micros(), fastrand::u64(..));
+    let message = Message { id: id.clone(), body: vec![b'x'; ask.bytes], published_at: Instant::now() };
+    let (done, durable) = oneshot::channel();
+    let failed = StatusCode::SERVICE_UNAVAILABLE;
+    service.changes.send(Change::Publish(message, done)).await.map_err(|_| failed)?;
+    if durable.await == Ok(true) { Ok(id) } else { Err(failed) }
+}
+
+async fn take_lags(State(service): State<Service>) -> String {
+    let lags = std::mem::take(&mut *service.lags.lock().unwrap_or_else(PoisonError::into_inner));
+    lags.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
+}
+
+async fn write(
+    mut connection: SqliteConnection,
+    mut changes: mpsc::Receiver<Change>,
+    published: mpsc::Sender<(i64, Instant)>,
+) {
+    let (mut batch, mut seq) = (Vec::new(), 0);
+    while changes.recv_many(&mut batch, BATCH_MAX).await > 0 {
+        let (mut messages, mut waiting, mut done) = (Vec::new(), Vec::new(), Vec::new());
+        for change in batch.drain(..) {
+            match change {
+                Change::Publish(message, durable) => {
+                    seq += 1;
+                    messages.push((seq, message));
+                    waiting.push(durable);
+                }
+                Change::Done(seq) => done.push(seq),
+            }
+        }
+        let is_durable = commit(&mut connection, &messages, &done).await.is_ok();
+        for durable in waiting {
+            // Whoever has left does not want to know.
+            let _ = durable.send(is_durable);
+        }
+        for (seq, message) in messages {
+            let _ = published.send((seq, message.published_at)).await;
+        }
+    }
+}
+
+async fn commit(
+    connection: &mut SqliteConnection,
+    messages: &[(i64, Message)],
+    done: &[i64],
+) -> sqlx::Result<()> {
+    sqlx::query("begin immediate").execute(&mut *connection).await?;
+    for piece in pieces(messages) {
+        let insert = "insert into messages (seq, id, subject, headers, body, published_at) ";
+        let mut query = QueryBuilder::<Sqlite>::new(insert);
+        query.push_values(piece, |mut row, (seq, message)| {
+            row.push_bind(*seq).push_bind(message.id.as_str()).push_bind("bench.messages").push_bind("[]");
+            row.push_bind(message.body.as_slice()).push_bind(0_i64);
+        });
+        query.build().execute(&mut *connection).await?;
+    }
+    for piece in pieces(done) {
+        let mut query = QueryBuilder::<Sqlite>::new("delete from messages where seq in (");
+        let mut list = query.separated(", ");
+        for seq in piece {
+            list.push_bind(*seq);
+        }
+        query.push(")");
+        query.build().execute(&mut *connection).await?;
+    }
+    sqlx::query("commit").execute(&mut *connection).await.map(drop)
+}
+
+fn pieces<T>(mut rows: &[T]) -> impl Iterator<Item = &[T]> {
+    std::iter::from_fn(move || {
+        let size = SIZES.into_iter().find(|size| *size <= rows.len())?;
+        let (piece, rest) = rows.split_at(size);
+        rows = rest;
+        Some(piece)
+    })
+}
+
+/// Notes how late each message is, several at a time, and says that it was handled.
+async fn handle(mut messages: mpsc::Receiver<(i64, Instant)>, changes: mpsc::Sender<Change>, lags: Lags) {
+    let places = Arc::new(Semaphore::new(HANDLERS));
+    while let Some((seq, published_at)) = messages.recv().await {
+        let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
+        let (changes, lags) = (changes.clone(), Arc::clone(&lags));
+        tokio::spawn(async move {
+            let lag = u64::try_from(published_at.elapsed().as_micros()).unwrap_or(u64::MAX);
+            lags.lock().unwrap_or_else(PoisonError::into_inner).push(lag);
+            // The program ends.
+            let _ = changes.send(Change::Done(seq)).await;
+            drop(place);
+        });
+    }
+}
