@@ -184,6 +184,16 @@ fn pieces<T>(mut rows: &[T]) -> impl Iterator<Item = &[T]> {
     })
 }
 
+/// Lags that are kept at most, as by the guest.
+const LAGS_MAX: usize = 10_000;
+
+fn note(lags: &Lags, lag: u64) {
+    let mut lags = lags.lock().unwrap_or_else(PoisonError::into_inner);
+    if lags.len() < LAGS_MAX {
+        lags.push(lag);
+    }
+}
+
 /// Notes how late each message is, several at a time, and says that it was handled.
 async fn handle(mut messages: mpsc::Receiver<(i64, Instant)>, changes: mpsc::Sender<Change>, lags: Lags) {
     let places = Arc::new(Semaphore::new(HANDLERS));
@@ -192,7 +202,7 @@ async fn handle(mut messages: mpsc::Receiver<(i64, Instant)>, changes: mpsc::Sen
         let (changes, lags) = (changes.clone(), Arc::clone(&lags));
         tokio::spawn(async move {
             let lag = u64::try_from(published_at.elapsed().as_micros()).unwrap_or(u64::MAX);
-            lags.lock().unwrap_or_else(PoisonError::into_inner).push(lag);
+            note(&lags, lag);
             // The program ends.
             let _ = changes.send(Change::Done(seq)).await;
             drop(place);

@@ -63,6 +63,8 @@ pub fn run(options: &Options) -> Result<()> {
     ));
     let home = Home::new()?;
     let mut contenders = start(options, &home)?;
+    // Before there is anything else to do.
+    let lags = (lags(options, &contenders[0])?, lags(options, &contenders[1])?);
     let pace = Pace { connections: options.connections, seconds: options.seconds, load_threads: 1 };
     for round in 0..options.rounds {
         for index in 0..contenders.len() {
@@ -76,7 +78,6 @@ pub fn run(options: &Options) -> Result<()> {
     }
     let [stoa, native] = &contenders;
     let (stoa_sum, native_sum) = (Summary::of(&stoa.turns), Summary::of(&native.turns));
-    let lags = (lags(options, stoa)?, lags(options, native)?);
     print(&[("Stoa", &stoa_sum, &lags.0), ("native", &native_sum, &lags.1)]);
     stoa_sum.judge_failures("Stoa", &mut report);
     native_sum.judge_failures("native", &mut report);
@@ -114,10 +115,6 @@ fn targets(options: &Options) -> Vec<Target> {
 /// How late messages are that come one after the other, in microseconds.
 fn lags(options: &Options, contender: &Contender) -> Result<Vec<f64>> {
     contender.server.resume()?;
-    // What the turns have left is handled first, and its lags are forgotten: each instance has its own.
-    while take(contender.address)?.len() > 1 {
-        sleep(Duration::from_millis(200));
-    }
     let mut lags = Vec::new();
     for _ in 0..options.alone {
         let answer = ask(contender.address, "POST", &request(options), &[])?;
