@@ -90,7 +90,7 @@ pub struct Core {
     /// One change of subscriptions at a time.
     changing: tokio::sync::Mutex<()>,
     /// One new dead letter at a time.
-    burying: tokio::sync::Mutex<()>,
+    burying: tokio::sync::Mutex<dead::Buried>,
     /// Something is to be tidied up.
     untidy: Notify,
     tasks: TaskTracker,

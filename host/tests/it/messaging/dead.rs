@@ -7,12 +7,11 @@ use super::world::{Stage, subscription};
 stages! {
     logs: [
         a_dead_letter_tells_every_failure_in_order,
+        a_redriven_message_is_tried_again_by_its_own_subscription_only,
         a_discarded_message_is_gone,
         dead_letters_have_a_limit_and_what_is_beyond_waits,
         a_release_without_a_subscription_makes_dead_letters_of_what_waits,
     ],
-    // On NATS a redrive of all at times leaves one behind, see the list of what is known in CHANGELOG.md.
-    sqlite: [a_redriven_message_is_tried_again_by_its_own_subscription_only],
 }
 
 async fn a_dead_letter_tells_every_failure_in_order(stage: Stage) {

@@ -2,7 +2,8 @@
 //!
 //! A dead letter is the message with one more header, which says whose it is. Its failures are in their bucket.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::time::{Duration, Instant};
 
 use async_nats::HeaderMap;
 use async_nats::jetstream::message::StreamMessage;
@@ -85,10 +86,45 @@ impl Letter {
     }
 }
 
+/// How many dead letters services have, as the server said a moment ago and as this host has added since.
+#[derive(Debug, Default)]
+pub struct Buried(HashMap<ServiceName, (u64, Instant)>);
+
+/// The server is not asked for each of many dead letters, since it answers with all their subjects.
+const COUNTED_FOR: Duration = Duration::from_secs(1);
+
+impl Buried {
+    /// There is one more.
+    pub fn add(&mut self, service: &ServiceName) {
+        if let Some((count, _)) = self.0.get_mut(service) {
+            *count += 1;
+        }
+    }
+}
+
 impl Core {
-    /// How many dead letters there are for some subjects of theirs.
-    pub(super) async fn dead_count(&self, subjects: &str) -> Result<u64, LogError> {
-        let counts = counts(&self.stores().await?.dead, subjects).await?;
+    /// Whether a service may have one more dead letter.
+    pub(super) async fn has_room(
+        &self,
+        buried: &mut Buried,
+        service: &ServiceName,
+        max: u64,
+    ) -> Result<bool, LogError> {
+        match buried.0.get(service) {
+            Some((count, at)) if at.elapsed() < COUNTED_FOR && *count < max => Ok(true),
+            _ => {
+                let asked = Instant::now();
+                let count = self.dead_count(service).await?;
+                buried.0.retain(|_, (_, at)| at.elapsed() < COUNTED_FOR);
+                buried.0.insert(service.clone(), (count, asked));
+                Ok(count < max)
+            }
+        }
+    }
+
+    /// How many dead letters a service has.
+    async fn dead_count(&self, service: &ServiceName) -> Result<u64, LogError> {
+        let counts = counts(&self.stores().await?.dead, &self.names.dead_of(service)).await?;
         Ok(counts.into_values().sum())
     }
 
@@ -158,7 +194,7 @@ impl Nats {
     pub async fn backlogs(&self) -> Result<Vec<Backlog>, LogError> {
         let core = &self.core;
         let Stores { dead, failures, .. } = core.stores().await?;
-        let mut dead = counts(dead, &core.names.all_dead()).await?;
+        let mut dead = by_subscription(counts(dead, &core.names.all_dead()).await?);
         let mut backlogs = Vec::new();
         for info in core.consumers().await? {
             let Some(about) = About::of(&info).filter(|about| !about.has_ended()) else { continue };
@@ -174,13 +210,13 @@ impl Nats {
                 waiting,
                 failing: counts(&failures.stream, &failing).await?.len() as u64,
                 oldest_at,
-                dead: dead.remove(&core.names.dead_subject(&about.id())).unwrap_or_default(),
+                dead: dead.remove(&core.names.dead_prefix(&about.id())).unwrap_or_default(),
                 service: about.service,
             });
         }
         // Of subscriptions that are gone.
-        for (subject, count) in dead {
-            if let Some(Letter { label, .. }) = core.next_letter(&subject, 1).await? {
+        for (prefix, count) in dead {
+            if let Some(Letter { label, .. }) = core.next_letter(&format!("{prefix}.*"), 1).await? {
                 let (service, subject) = (label.service, label.subscription.to_string());
                 backlogs.push(Backlog {
                     service,
@@ -269,7 +305,6 @@ impl Nats {
         let Some(wanted) = wanted else {
             let subjects = self.core.names.dead_of(service);
             let (mut numbers, mut from) = (Vec::new(), 1);
-            // Counts by subject are wrong for a while after a deletion, on a 2.9 server at least.
             let last = self.core.stores().await?.dead.get_info().await.map_err(away)?.state.last_sequence;
             while let Some(letter) = self.core.next_letter(&subjects, from).await? {
                 let number = u64::try_from(letter.number).unwrap_or_default();
@@ -295,6 +330,17 @@ impl Nats {
         }
         Ok(wanted.into_iter().collect())
     }
+}
+
+/// How many dead letters each subscription has, by how their subjects begin.
+fn by_subscription(counts: BTreeMap<String, u64>) -> BTreeMap<String, u64> {
+    let mut sums = BTreeMap::new();
+    for (subject, count) in counts {
+        if let Some((prefix, _)) = subject.rsplit_once('.') {
+            *sums.entry(prefix.to_owned()).or_default() += count;
+        }
+    }
+    sums
 }
 
 fn row(letter: Letter) -> DeadRow {

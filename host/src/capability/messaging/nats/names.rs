@@ -64,13 +64,20 @@ impl Names {
         format!("{}.later", self.prefix)
     }
 
-    pub fn dead_subject(&self, id: &SubscriptionId) -> String {
+    /// Each dead letter has a subject of its own: a 2.9 server loses count of several that share one, and no longer
+    /// finds the last of them.
+    pub fn dead_subject(&self, id: &SubscriptionId, seq: u64) -> String {
+        format!("{}.{seq}", self.dead_prefix(id))
+    }
+
+    /// How the subjects of a subscription's dead letters begin.
+    pub fn dead_prefix(&self, id: &SubscriptionId) -> String {
         format!("{}.dead.{}.{}", self.prefix, id.service.as_str(), Self::consumer(id))
     }
 
     /// The dead letters of a service.
     pub fn dead_of(&self, service: &ServiceName) -> String {
-        format!("{}.dead.{}.*", self.prefix, service.as_str())
+        format!("{}.dead.{}.*.*", self.prefix, service.as_str())
     }
 
     pub fn all_dead(&self) -> String {

@@ -197,8 +197,8 @@ impl Nats {
         }
         let id = &held.known.id;
         // Between the count and the letter there is no other one.
-        let _burying = self.core.burying.lock().await;
-        if self.core.dead_count(&self.core.names.dead_of(&id.service)).await? >= dead_max {
+        let mut burying = self.core.burying.lock().await;
+        if !self.core.has_room(&mut burying, &id.service, dead_max).await? {
             return Err(LogError::DeadFull);
         }
         let message = match &delivery.message {
@@ -217,6 +217,8 @@ impl Nats {
             Err(LogError::Full(_) | LogError::TooLarge) => return Err(LogError::DeadFull),
             sent => sent?,
         }
+        burying.add(&id.service);
+        drop(burying);
         held.known.finish(place);
         self.core.settle(held, delivery).await
     }
@@ -267,6 +269,6 @@ impl Core {
         failures: &Failures,
     ) -> Result<Outgoing, LogError> {
         let headers = super::dead::headers(id, seq, message, failures).map_err(away)?;
-        Ok(Outgoing { subject: self.names.dead_subject(id), headers, body: message.body.clone() })
+        Ok(Outgoing { subject: self.names.dead_subject(id, seq), headers, body: message.body.clone() })
     }
 }
