@@ -12,10 +12,11 @@ macro_rules! stages {
         $(logs: [$($log:ident),* $(,)?],)?
         $(sqlite: [$($sqlite:ident),* $(,)?],)?
         $(postgres: [$($postgres:ident),* $(,)?],)?
+        $(nats: [$($nats:ident),* $(,)?],)?
     ) => {
         stages!(@sqlite $($($everywhere)*)? $($($log)*)? $($($sqlite)*)?);
         stages!(@postgres $($($everywhere)*)? $($($postgres)*)?);
-        stages!(@nats $($($everywhere)*)? $($($log)*)?);
+        stages!(@nats $($($everywhere)*)? $($($log)*)? $($($nats)*)?);
     };
     (@$stage:ident) => {};
     (@$stage:ident $($name:ident)+) => {

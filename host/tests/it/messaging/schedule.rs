@@ -11,13 +11,16 @@ use super::world::{Handled, Stage, World};
 use crate::support::{Bundle, Setup, until};
 
 stages! {
-    sqlite: [
+    logs: [
         a_schedule_publishes_its_ticks_once_across_kills,
         a_release_without_the_schedule_ends_it,
+    ],
+    sqlite: [
         ticks_that_were_missed_are_one_message,
         ticks_that_were_missed_are_left_out_if_the_manifest_says_so,
         a_new_schedule_has_missed_nothing,
     ],
+    nats: [two_hosts_with_one_schedule_publish_each_tick_once],
 }
 
 const EVERY_SECOND: &str = "[[schedule]]\ncron = \"* * * * * *\"\nsubject = \"test.tick\"";
@@ -132,4 +135,24 @@ async fn a_new_schedule_has_missed_nothing(stage: Stage) {
     let ticks = world.ticks(&publisher.name, 2).await;
     let old = |tick: &&Handled| micros() - scheduled_at(tick) > 3600 * 1_000_000;
     assert_eq!(ticks.iter().find(old), None);
+}
+
+async fn two_hosts_with_one_schedule_publish_each_tick_once(stage: Stage) {
+    let (publisher, subscriber) = (stage.publisher().with(EVERY_SECOND), stage.subscriber(""));
+    let second = stage.setup().start(std::slice::from_ref(&publisher)).await;
+    let world = stage.serve("", &[publisher.clone(), subscriber]).await;
+    let labels = [("service", publisher.name.as_str()), ("outcome", "published")];
+    for host in [&second, &world.host] {
+        // Both have published what the other one has.
+        let before = host.metric("stoa_messages_published_total", &labels).await;
+        host.metric_reaches("stoa_messages_published_total", &labels, before + 3.0).await;
+    }
+    let ticks = world.settled().await;
+    let moments: Vec<i64> = ticks.iter().map(scheduled_at).collect();
+    let different: BTreeSet<i64> = moments.iter().copied().collect();
+    assert!(different.len() == moments.len() && moments.len() >= 3, "{moments:?}");
+    drop(second);
+    // Not the inbox has sorted them out: they came once.
+    assert_eq!(world.outcomes_so_far("repeat").await, 0.0);
+    assert_eq!(world.outcomes_so_far("done").await, f64::from(u32::try_from(ticks.len()).expect("few") + 1));
 }

@@ -13,7 +13,6 @@ use async_nats::jetstream::{AckKind, Message as Incoming};
 use futures_util::StreamExt as _;
 
 use super::publish::Outgoing;
-use super::subscription::ACK_WAIT;
 use super::{Core, away, micros, wire};
 use crate::capability::messaging::log::LogError;
 use crate::capability::messaging::message::now;
@@ -22,6 +21,10 @@ const CONSUMER: &str = "stoa";
 
 /// Messages that are looked at together.
 const BATCH_MAX: usize = 64;
+
+/// What a host has not settled by then is given to another one: it was killed. One that is slow publishes it once more
+/// under the same id, which the server takes once.
+const LOOK_WAIT: Duration = Duration::from_secs(5);
 
 /// How long the server waits for the next one.
 const EXPIRES: Duration = Duration::from_secs(20);
@@ -55,7 +58,7 @@ impl Core {
             durable_name: Some(CONSUMER.to_owned()),
             deliver_policy: DeliverPolicy::All,
             ack_policy: AckPolicy::Explicit,
-            ack_wait: ACK_WAIT,
+            ack_wait: LOOK_WAIT,
             max_deliver: -1,
             max_ack_pending: -1,
             ..pull::Config::default()

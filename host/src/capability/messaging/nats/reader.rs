@@ -9,7 +9,7 @@ use async_nats::jetstream::context::ConsumerInfoErrorKind;
 use async_nats::{StatusCode, Subscriber};
 use futures_util::StreamExt as _;
 use tokio::sync::{mpsc, watch};
-use tokio::time::{Instant, Interval, MissedTickBehavior};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::failures::Failures;
@@ -38,18 +38,21 @@ const SILENCE_MAX: Duration = Duration::from_secs(11);
 /// A message is kept in memory until it is handled if it has no more bytes than that.
 const INLINE_BYTES_MAX: u64 = 4096;
 
-/// How often a reader looks after its lease and what it holds.
+/// How often a reader looks after its lease and what it holds, and how often at first while it gathers.
 const TICK: Duration = Duration::from_millis(200);
+const FIRST_TICK: Duration = Duration::from_millis(20);
 
 /// How often another host's lease is looked at.
 const LEASE_LOOK: Duration = Duration::from_millis(500);
 
-/// How long a reader waits for what was delivered before, until it has it delivered again, and how often it does so.
+/// How long a reader waits for what was delivered to it before, until it has it delivered again, and how often it does so.
 const QUIET: Duration = Duration::from_millis(150);
-const FORCE_INTERVAL: Duration = Duration::from_secs(3);
+const FORCE_INTERVAL: Duration = Duration::from_secs(2);
 
-/// For a moment everything counts as given up that was delivered longer ago than that.
+/// For a moment everything counts as given up that was delivered longer ago than that. The server looks for it a tenth of
+/// a second after it was told.
 const FORCED_ACK_WAIT: Duration = Duration::from_millis(100);
+const FORCED_FOR: Duration = Duration::from_millis(180);
 
 /// Beyond that, the server has delivered it again by itself.
 const GATHER_MAX: Duration = Duration::from_secs(150);
@@ -125,6 +128,8 @@ struct Pull {
 /// Deliveries are gathered and sorted until everything that is not acknowledged is here.
 struct Gathering {
     since: Instant,
+    /// Whatever is outstanding was delivered to an earlier reader, which is no more.
+    is_first: bool,
     forced_at: Option<Instant>,
     /// Those that have failed before.
     failing: Option<HashSet<u64>>,
@@ -187,24 +192,25 @@ impl<'a> Reader<'a> {
             not_before: now,
             heard_at: now,
             last: None,
-            gathering: Some(Gathering::begin()),
+            gathering: Some(Gathering::begin(true)),
             loaded: VecDeque::new(),
         })
     }
 
     async fn run(mut self) -> End {
-        let mut ticks = ticks();
+        let mut look_at = Instant::now();
         loop {
             self.ask().await;
             tokio::select! {
                 biased;
                 () = self.over.cancelled() => break,
                 () = self.core.stop.cancelled() => break,
-                _ = ticks.tick() => {
+                () = tokio::time::sleep_until(look_at) => {
                     if !self.look_after().await {
                         self.held.lose();
                         return End::Lost;
                     }
+                    look_at = Instant::now() + self.gathering.as_ref().map_or(TICK, Gathering::tick);
                 }
                 () = self.sender.closed(), if self.tenure.is_some() => self.feed_is_closed(),
                 permit = self.sender.reserve(), if self.tenure.is_some() && !self.loaded.is_empty() => {
@@ -223,6 +229,7 @@ impl<'a> Reader<'a> {
                     // What was on its way is lost, and the numbers of the deliveries may begin anew.
                     self.pull = None;
                     self.gather();
+                    look_at = Instant::now();
                 }
             }
         }
@@ -366,7 +373,7 @@ impl<'a> Reader<'a> {
 
     fn gather(&mut self) {
         if self.tenure.is_some() {
-            self.gathering.get_or_insert_with(Gathering::begin);
+            self.gathering.get_or_insert_with(|| Gathering::begin(false));
         }
         self.last = None;
     }
@@ -441,12 +448,12 @@ impl<'a> Reader<'a> {
             self.gathering = None;
             return Ok(());
         }
-        let is_quiet = now.duration_since(self.heard_at) > QUIET;
+        let is_quiet = gathering.is_first || now.duration_since(self.heard_at) > QUIET;
         let was_forced = gathering.forced_at.is_some_and(|at| now.duration_since(at) < FORCE_INTERVAL);
         if is_quiet && !was_forced {
-            gathering.forced_at = Some(now);
+            (gathering.forced_at, gathering.is_first) = (Some(now), false);
             self.core.write_consumer(&about, FORCED_ACK_WAIT).await?;
-            tokio::time::sleep(2 * FORCED_ACK_WAIT + Duration::from_millis(50)).await;
+            tokio::time::sleep(FORCED_FOR).await;
             self.core.write_consumer(&about, ACK_WAIT).await?;
         }
         Ok(())
@@ -469,13 +476,12 @@ impl<'a> Reader<'a> {
 }
 
 impl Gathering {
-    fn begin() -> Self {
-        Self { since: Instant::now(), forced_at: None, failing: None, found: BTreeMap::new() }
+    fn begin(is_first: bool) -> Self {
+        Self { since: Instant::now(), is_first, forced_at: None, failing: None, found: BTreeMap::new() }
     }
-}
 
-fn ticks() -> Interval {
-    let mut ticks = tokio::time::interval(TICK);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    ticks
+    /// The longer it takes, the less often it is looked after.
+    fn tick(&self) -> Duration {
+        (self.since.elapsed() / 8).clamp(FIRST_TICK, TICK)
+    }
 }
