@@ -73,6 +73,9 @@ enum Command {
     /// The native program that `messages` compares with
     #[command(hide = true)]
     ServeNativeMessages(peers::messages::Options),
+    /// The same on a NATS server
+    #[command(hide = true)]
+    ServeNativeMessagesOnNats(peers::messages::nats::Options),
     /// Holds idle connections, on behalf of `hostile`
     #[command(hide = true)]
     IdleClients(scenario::hostile::idle::Options),
@@ -95,6 +98,7 @@ fn main() -> ExitCode {
         Command::ServeHyper => peers::serve_hyper(),
         Command::ServeNativeSql(options) => peers::sql::serve(&options),
         Command::ServeNativeMessages(options) => peers::messages::serve(&options),
+        Command::ServeNativeMessagesOnNats(options) => peers::messages::nats::serve(&options),
         Command::IdleClients(options) => scenario::hostile::idle::hold(&options),
     };
     match outcome {

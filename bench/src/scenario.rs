@@ -4,6 +4,7 @@ mod turn;
 
 pub mod http;
 
+mod backing;
 mod place;
 
 pub mod sql;

@@ -1,6 +1,8 @@
 //! Durable messages as a good native program has them: axum, and a log in SQLite with one writer that commits whatever
 //! waits together. What is published is durable before it is acknowledged, is handled by tasks of the same program, and
-//! is deleted when it was.
+//! is deleted when it was. [`nats`] is the same on a server.
+
+pub mod nats;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -74,20 +76,29 @@ pub fn serve(options: &Options) -> Result<()> {
         tokio::spawn(handle(handling, changes.clone(), Arc::clone(&lags)));
         let app = Router::new()
             .route("/publish", post(publish))
-            .route("/lags", get(take_lags))
+            .route("/lags", get(async |State(service): State<Service>| take_lags(&service.lags)))
             .with_state(Service { changes, lags });
-        let listener = TcpListener::bind("127.0.0.1:0").await?;
-        println!("listening http={}", listener.local_addr()?);
-        // Without it answers wait for acknowledgements; a connection that is gone already needs nothing.
-        let listener = listener.tap_io(|stream| drop(stream.set_nodelay(true)));
-        Ok(axum::serve(listener, app).await?)
+        listen(app).await
     })
 }
 
-/// Starts this program again as the native program.
-pub fn start(folder: &Path) -> Result<(Server, SocketAddr)> {
+async fn listen(app: Router) -> Result<()> {
+    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    println!("listening http={}", listener.local_addr()?);
+    // Without it answers wait for acknowledgements; a connection that is gone already needs nothing.
+    let listener = listener.tap_io(|stream| drop(stream.set_nodelay(true)));
+    Ok(axum::serve(listener, app).await?)
+}
+
+/// Starts this program again as the native program: with its log in the folder, or in a stream of this name on a server.
+pub fn start(folder: &Path, server: Option<(&str, &str)>) -> Result<(Server, SocketAddr)> {
     let mut command = Command::new(std::env::current_exe()?);
-    command.arg("serve-native-messages").arg("--file").arg(folder.join("native.db"));
+    match server {
+        Some((url, stream)) => {
+            command.args(["serve-native-messages-on-nats", "--url", url, "--stream", stream])
+        }
+        None => command.arg("serve-native-messages").arg("--file").arg(folder.join("native.db")),
+    };
     Server::start(command, &folder.join("native.log"), Announces::OnStdout, START_TIMEOUT, parse_listening)
 }
 
@@ -105,8 +116,7 @@ struct Ask {
 }
 
 async fn publish(State(service): State<Service>, Query(ask): Query<Ask>) -> Result<String, StatusCode> {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    let id = format!("{:016x}{:016x}", since.as_micros(), fastrand::u64(..));
+    let id = fresh_id();
     let message = Message { id: id.clone(), body: vec![b'x'; ask.bytes], published_at: Instant::now() };
     let (done, durable) = oneshot::channel();
     let failed = StatusCode::SERVICE_UNAVAILABLE;
@@ -114,8 +124,13 @@ async fn publish(State(service): State<Service>, Query(ask): Query<Ask>) -> Resu
     if durable.await == Ok(true) { Ok(id) } else { Err(failed) }
 }
 
-async fn take_lags(State(service): State<Service>) -> String {
-    let lags = std::mem::take(&mut *service.lags.lock().unwrap_or_else(PoisonError::into_inner));
+fn fresh_id() -> String {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    format!("{:016x}{:016x}", since.as_micros(), fastrand::u64(..))
+}
+
+fn take_lags(lags: &Lags) -> String {
+    let lags = std::mem::take(&mut *lags.lock().unwrap_or_else(PoisonError::into_inner));
     lags.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
 }
 

@@ -17,12 +17,12 @@ use self::audit::{Audit, audit};
 use self::books::Books;
 use self::fleet::{CATALOG, CLOCK, Fleet, NOTIFICATIONS, ORDERS, SERVICES};
 use self::ledger::Ledger;
-use super::place::Place;
+use super::backing::{Backing, Wanted};
 use super::shop::Crowd;
 use super::shop::audit::describe;
 use super::shop::customer::{Customer, Door, Tally};
 use super::tables::{Tables, left_in_log};
-use super::traffic::{Traffic, log_config};
+use super::traffic::Traffic;
 use crate::bundle::Places;
 use crate::report::{Report, Table, millis};
 use crate::stoa::{Home, Stoa};
@@ -50,12 +50,8 @@ const ORDERS_MIN: f64 = 20.0;
 pub struct Options {
     #[command(flatten)]
     places: Places,
-    /// Have the databases on the PostgreSQL server that STOA_TEST_POSTGRES_URL names
-    #[arg(long)]
-    postgres: bool,
-    /// Have the log of messages on this NATS server
-    #[arg(long, value_name = "URL")]
-    nats: Option<String>,
+    #[command(flatten)]
+    wanted: Wanted,
     /// Seconds of chaos, those in which the host is down not counted
     #[arg(long, default_value_t = 20.0)]
     seconds: f64,
@@ -112,31 +108,30 @@ struct Seen {
 
 pub fn run(options: &Options) -> Result<()> {
     let services: Vec<&str> = SERVICES.into_iter().chain([CLOCK]).collect();
-    let place = options.postgres.then(|| Place::create(&services)).transpose()?;
+    let backing = options.wanted.make(&services)?;
     let mut report = Report::begin("A shop under chaos");
     report.note(&format!(
-        "{} buyers for {} s, databases on {}, messages in {}. Swaps of all services in turn, {} times `kill -9` at random, \
+        "{} buyers for {} s, {}. Swaps of all services in turn, {} times `kill -9` at random, \
          notifications that trap at every message from {} s to {} s.",
         options.clients,
         options.seconds,
-        if options.postgres { "PostgreSQL" } else { "SQLite" },
-        if options.nats.is_some() { "NATS JetStream" } else { "the data directory" },
+        options.wanted.describe(),
         options.kills,
         options.seconds * TRAPS.start,
         options.seconds * TRAPS.end,
     ));
-    let seen = measure(options, place.as_ref())?;
+    let seen = measure(options, &backing)?;
     print(&seen);
     judge(&seen, options, &mut report);
     report.end()
 }
 
-fn measure(options: &Options, place: Option<&Place>) -> Result<Seen> {
+fn measure(options: &Options, backing: &Backing) -> Result<Seen> {
+    let (config, place) = (backing.config(), backing.place.as_ref());
     let home = Home::new()?;
     let fleet = Fleet::build(&options.places, |service| {
         place.map_or_else(|| service.to_owned(), |place| place.name(service))
     })?;
-    let config = place.map(Place::config).unwrap_or_default() + &log_config(options.nats.as_deref());
     let stoa = Stoa::start(&options.places, &home, &fleet.first, &config)?;
     let door = Arc::new(Door::default());
     door.open(stoa.http);
@@ -300,7 +295,7 @@ impl Storm<'_> {
 
     fn left(&self, tables: &Tables<'_>) -> Result<Left> {
         let mut left = Left::default();
-        if self.options.nats.is_none() {
+        if self.options.wanted.has_log_in_file() {
             left.in_log = left_in_log(self.home)?;
         }
         for service in self.fleet.names.iter().take(NOTIFICATIONS) {

@@ -12,12 +12,12 @@ use anyhow::{Result, ensure};
 use serde_json::{Value as Json, json};
 
 use self::runs::{Faults, Handled, Run, check};
-use super::place::Place;
+use super::backing::{Backing, Wanted};
 use super::shop::audit::describe;
 use super::shop::customer::{Answer, Customer, Door, Tally, Told};
 use super::shop::{Closing, Crowd};
 use super::tables::{Tables, left_in_log};
-use super::traffic::{Traffic, log_config};
+use super::traffic::Traffic;
 use crate::bundle::{Bundle, MESSAGES, Places};
 use crate::load::wire;
 use crate::report::{Report, Table};
@@ -49,12 +49,8 @@ const STUCK_TIMEOUT: Duration = Duration::from_secs(30);
 pub struct Options {
     #[command(flatten)]
     places: Places,
-    /// Have the database on the PostgreSQL server that STOA_TEST_POSTGRES_URL names
-    #[arg(long)]
-    postgres: bool,
-    /// Have the log of messages on this NATS server
-    #[arg(long, value_name = "URL")]
-    nats: Option<String>,
+    #[command(flatten)]
+    wanted: Wanted,
     #[arg(long, default_value_t = 100_000)]
     messages: u64,
     #[arg(long, default_value_t = 1_000)]
@@ -99,29 +95,28 @@ struct Seen {
 
 pub fn run(options: &Options) -> Result<()> {
     ensure!(options.messages > 0 && options.keys > 0, "there must be messages and keys");
-    let place = options.postgres.then(|| Place::create(&[SERVICE])).transpose()?;
+    let backing = options.wanted.make(&[SERVICE])?;
     let mut report = Report::begin("Messages in order");
     report.note(&format!(
-        "{} messages of {} keys, database on {}, messages in {}. Every {FAIL_EVERY}th fails at first, a swap every {} ms, \
+        "{} messages of {} keys, {}. Every {FAIL_EVERY}th fails at first, a swap every {} ms, \
          {} times `kill -9`.",
         options.messages,
         options.keys,
-        if options.postgres { "PostgreSQL" } else { "SQLite" },
-        if options.nats.is_some() { "NATS JetStream" } else { "the data directory" },
+        options.wanted.describe(),
         SWAP_PAUSE.as_millis(),
         options.kills,
     ));
-    let seen = measure(options, place.as_ref())?;
+    let seen = measure(options, &backing)?;
     print(&seen);
     judge(&seen, options, &mut report);
     report.end()
 }
 
-fn measure(options: &Options, place: Option<&Place>) -> Result<Seen> {
+fn measure(options: &Options, backing: &Backing) -> Result<Seen> {
+    let (config, place) = (backing.config(), backing.place.as_ref());
     let home = Home::new()?;
-    let name = place.map_or_else(|| SERVICE.to_owned(), Place::service);
+    let name = place.map_or_else(|| SERVICE.to_owned(), |place| place.service());
     let releases = [release(options, &name, 1)?, release(options, &name, 2)?];
-    let config = place.map(Place::config).unwrap_or_default() + &log_config(options.nats.as_deref());
     let stoa = Stoa::start(&options.places, &home, &releases[..1], &config)?;
     let (door, progress) = (Arc::new(Door::default()), Arc::new(Progress::default()));
     door.open(stoa.http);
@@ -145,14 +140,14 @@ fn measure(options: &Options, place: Option<&Place>) -> Result<Seen> {
     let rows: Vec<Handled> = rows.into_iter().map(Handled::of).collect::<Result<_>>()?;
     let runs = progress.runs.lock().unwrap_or_else(PoisonError::into_inner);
     let faults = check(&rows, &runs, options.messages, options.keys, CHUNK);
-    let left = if options.nats.is_none() { left_in_log(&home)? } else { 0 };
+    let left = if options.wanted.has_log_in_file() { left_in_log(&home)? } else { 0 };
     let cut = runs.iter().filter(|run| !run.is_whole).count();
     Ok(Seen { faults, cut, rows: rows.len(), traffic, left, tally, swaps, down, took })
 }
 
 /// The fixture, which publishes to itself; `number` makes one release another than the next.
 fn release(options: &Options, name: &str, number: u32) -> Result<Bundle> {
-    let column = if options.postgres {
+    let column = if options.wanted.has_database_on_server() {
         "bigint generated always as identity primary key"
     } else {
         "integer primary key autoincrement"

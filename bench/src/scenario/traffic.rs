@@ -57,13 +57,6 @@ impl Traffic {
     }
 }
 
-/// The host's configuration that has its log of messages on a NATS server, if there is one; by default it is a file.
-pub fn log_config(nats: Option<&str>) -> String {
-    let prefix = fastrand::u32(..);
-    nats.map(|url| format!("[messaging]\nnats = \"{url}\"\nprefix = \"stoa-bench-{prefix:08x}\"\n"))
-        .unwrap_or_default()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

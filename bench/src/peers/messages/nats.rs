@@ -1,0 +1,97 @@
+//! The same on a NATS server: axum and async-nats, a stream that keeps a message until it is acknowledged, and a durable
+//! consumer that pulls.
+
+use std::time::Instant;
+
+use anyhow::Result;
+use async_nats::HeaderMap;
+use async_nats::jetstream::consumer::pull;
+use async_nats::jetstream::stream::RetentionPolicy;
+use async_nats::jetstream::{self, consumer, stream};
+use axum::Router;
+use axum::extract::{Query, State};
+use axum::http::StatusCode;
+use axum::routing::{get, post};
+use futures_util::StreamExt as _;
+
+use super::{Ask, HANDLERS, Lags, fresh_id, listen, note, take_lags};
+
+#[derive(clap::Args)]
+pub struct Options {
+    #[arg(long)]
+    url: String,
+    /// The stream, and what its subjects begin with
+    #[arg(long)]
+    stream: String,
+}
+
+/// Messages that the server may have sent and that are not acknowledged.
+const AHEAD_MAX: usize = 1024;
+
+#[derive(Clone)]
+struct Service {
+    context: jetstream::Context,
+    subject: String,
+    /// Moments of messages are as long after this.
+    since: Instant,
+    lags: Lags,
+}
+
+/// Serves until it is killed.
+pub fn serve(options: &Options) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let context = jetstream::new(async_nats::connect(&options.url).await?);
+        let subject = format!("{}.messages", options.stream);
+        let stream = context
+            .create_stream(stream::Config {
+                name: options.stream.clone(),
+                subjects: vec![subject.clone()],
+                retention: RetentionPolicy::Interest,
+                ..stream::Config::default()
+            })
+            .await?;
+        let consumer = stream
+            .create_consumer(pull::Config {
+                durable_name: Some("handler".to_owned()),
+                ack_policy: consumer::AckPolicy::Explicit,
+                max_ack_pending: AHEAD_MAX as i64,
+                ..pull::Config::default()
+            })
+            .await?;
+        let service = Service { context, subject, since: Instant::now(), lags: Lags::default() };
+        tokio::spawn(handle(consumer, service.clone()));
+        let app = Router::new()
+            .route("/publish", post(publish))
+            .route("/lags", get(async |State(service): State<Service>| take_lags(&service.lags)))
+            .with_state(service);
+        listen(app).await
+    })
+}
+
+async fn publish(State(service): State<Service>, Query(ask): Query<Ask>) -> Result<String, StatusCode> {
+    let (id, mut headers) = (fresh_id(), HeaderMap::new());
+    headers.insert("Nats-Msg-Id", id.as_str());
+    headers.insert("at", service.since.elapsed().as_micros().to_string());
+    let body = vec![b'x'; ask.bytes].into();
+    let failed = |_| StatusCode::SERVICE_UNAVAILABLE;
+    let sent = service.context.publish_with_headers(service.subject.clone(), headers, body).await;
+    sent.map_err(failed)?.await.map_err(failed)?;
+    Ok(id)
+}
+
+/// Notes how late each message is, several at a time, and acknowledges it.
+async fn handle(consumer: consumer::Consumer<pull::Config>, service: Service) -> Result<()> {
+    let messages = consumer.stream().max_messages_per_batch(AHEAD_MAX).messages().await?;
+    let handled = messages.for_each_concurrent(HANDLERS, async |message| {
+        let Ok(message) = message else { return };
+        let at = message.headers.as_ref().and_then(|headers| headers.get("at"));
+        let at: Option<u128> = at.and_then(|at| at.as_str().parse().ok());
+        let now = service.since.elapsed().as_micros();
+        note(&service.lags, at.map_or(u64::MAX, |at| u64::try_from(now - at).unwrap_or(u64::MAX)));
+        // One that is not acknowledged comes again.
+        let _ = message.ack().await;
+    });
+    handled.await;
+    Ok(())
+}
