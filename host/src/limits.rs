@@ -307,6 +307,9 @@ pub const QUEUE_WAITING_MAX: usize = 100_000;
 /// Messages that are read from the log before there is a place for them.
 pub const QUEUE_READ_AHEAD: usize = 64;
 
+/// Messages of one subscription on their way to a serving thread, and answers on their way back.
+pub const CREW_INBOX: usize = 64;
+
 /// Bytes on the disk of the log of messages that publishing leaves free, because to settle messages takes some, too.
 pub const MESSAGE_LOG_DISK_RESERVE: ByteCount = ByteCount::mib(32);
 

@@ -149,23 +149,30 @@ impl Messages {
         now().saturating_sub(message.published_at) > age
     }
 
-    /// Settles a delivery.
+    /// Settles deliveries that came to the same verdict.
     ///
     /// # Errors
-    /// When the log does not answer. It may be settled then, and settling it again does no harm.
+    /// When the log does not answer. Some may be settled then, and settling them again does no harm.
     pub async fn settle(
         &self,
         id: &SubscriptionId,
-        delivery: &Delivery,
+        deliveries: &[Delivery],
         verdict: &Verdict,
     ) -> Result<(), LogError> {
         match verdict {
-            Verdict::Done => self.log.done(id, delivery).await,
-            Verdict::Retry { due_at, reason } => self.log.retry(id, delivery, *due_at, reason.clone()).await,
+            Verdict::Done => self.log.done(id, deliveries).await?,
+            Verdict::Retry { due_at, reason } => {
+                for delivery in deliveries {
+                    self.log.retry(id, delivery, *due_at, reason.clone()).await?;
+                }
+            }
             Verdict::Bury { reason, dead_max } => {
-                self.log.bury(id, delivery, reason.clone(), u64::from(*dead_max)).await
+                for delivery in deliveries {
+                    self.log.bury(id, delivery, reason.clone(), u64::from(*dead_max)).await?;
+                }
             }
         }
+        Ok(())
     }
 
     /// How it goes for each subscription, and for what is left of those that are gone.

@@ -75,20 +75,43 @@ struct Worker {
     finished: oneshot::Receiver<()>,
 }
 
-/// The serving threads, for work that does not come by a connection. Each gets its turn.
+/// The serving threads, for work that does not come by a connection.
 #[derive(Clone)]
 pub struct Threads {
     runtimes: Arc<[Handle]>,
     next: Arc<AtomicUsize>,
 }
 
+/// One of them.
+#[derive(Clone)]
+pub struct Thread {
+    runtime: Handle,
+    index: usize,
+}
+
+impl Thread {
+    pub const fn runtime(&self) -> &Handle {
+        &self.runtime
+    }
+}
+
 impl Threads {
+    /// Each gets its turn.
+    ///
     /// # Panics
     /// Never: there is at least one.
-    pub fn next(&self) -> &Handle {
-        let turn = self.next.fetch_add(1, Ordering::Relaxed) % self.runtimes.len().max(1);
+    pub fn next(&self) -> Thread {
+        let index = self.next.fetch_add(1, Ordering::Relaxed) % self.runtimes.len().max(1);
         #[expect(clippy::indexing_slicing, reason = "a remainder of the length")]
-        &self.runtimes[turn]
+        let runtime = self.runtimes[index].clone();
+        Thread { runtime, index }
+    }
+
+    /// All of them, beginning with this one.
+    pub fn from(&self, first: &Thread) -> impl Iterator<Item = Thread> {
+        let all = self.runtimes.iter().cloned().enumerate();
+        let turned = all.clone().skip(first.index).chain(all.take(first.index));
+        turned.map(|(index, runtime)| Thread { runtime, index })
     }
 }
 

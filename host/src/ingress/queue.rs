@@ -1,27 +1,29 @@
 //! Messages in: from the log to a guest and back.
 //!
-//! Each subscription that the catalog has gets a queue. It takes messages from the log in their order, starts those
-//! that may begin on the serving threads, and settles each: [`lanes`] says which may begin, [`attempt`] is one message,
-//! top to bottom.
+//! Each subscription that the catalog has gets a queue. It takes messages from the log in their order, has those
+//! that may begin handled on the serving threads, and settles each: [`lanes`] says which may begin, [`crew`] who handles it,
+//! [`attempt`] is one message, top to bottom.
 
 mod attempt;
+mod crew;
 mod lanes;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use tokio::sync::{Mutex, Notify, mpsc};
-use tokio::task::{AbortHandle, JoinSet};
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
+use tokio::sync::{Mutex, mpsc};
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
+use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
-use self::attempt::{Attempt, Outcome};
+use self::attempt::{Attempt, Next, Outcome};
+use self::crew::Crew;
 use self::lanes::{Lanes, Ordered};
-use super::http::Threads;
+use super::http::{Thread, Threads};
 use crate::capability::messaging::message::{Delivery, SubscriptionId, now};
-use crate::capability::messaging::{Feed, Messages};
+use crate::capability::messaging::{Feed, Messages, Verdict};
 use crate::catalog::Catalog;
 use crate::limits::{QUEUE_HELD_MAX, QUEUE_READ_AHEAD, QUEUE_WAITING_MAX};
 use crate::manifest::Subscription;
@@ -38,6 +40,9 @@ pub struct Queues {
 
 /// The pause after the log could not be read.
 const PAUSE: Duration = Duration::from_secs(1);
+
+/// Groups of handled messages that the log is told of at the same time. The next group grows meanwhile.
+const SETTLES_MAX: usize = 4;
 
 impl Ordered for Delivery {
     fn seq(&self) -> u64 {
@@ -109,11 +114,11 @@ impl Queues {
         wanted
     }
 
-    /// A subscription as the release that serves now has it.
-    fn subscription(&self, id: &SubscriptionId) -> Option<Subscription> {
+    /// Something of a subscription as the release that serves now has it.
+    fn subscription<T>(&self, id: &SubscriptionId, get: impl FnOnce(&Subscription) -> T) -> Option<T> {
         let live = self.catalog.snapshot();
         let mut subscriptions = live.get(&id.service)?.sandbox().subscriptions.iter();
-        subscriptions.find(|subscription| subscription.subject == id.pattern).cloned()
+        subscriptions.find(|subscription| subscription.subject == id.pattern).map(get)
     }
 }
 
@@ -128,45 +133,64 @@ impl Queue {
     async fn run(self, turn: Arc<Mutex<()>>, stop: CancellationToken) {
         let _turn = turn.lock().await;
         let Some(feed) = self.open(&stop).await else { return };
+        // Most of what happens to a message happens on one serving thread.
+        let home = self.queues.threads.next();
+        let work = AbortOnDropHandle::new(home.runtime().spawn(self.work(home.clone(), feed, stop)));
+        // Its thread has ended, so the host does.
+        let _ = work.await;
+    }
+
+    async fn work(self, home: Thread, feed: Feed, stop: CancellationToken) {
         let attempt = Arc::new(Attempt::new(self.id.clone(), Arc::clone(&self.queues)));
+        let mut crew = Crew::gather(&attempt, &self.queues.threads, &home);
         let (mut deliveries, reading) = read(feed);
         let mut lanes = Lanes::new(QUEUE_WAITING_MAX, QUEUE_HELD_MAX);
-        // A message that is only settled any more has no place.
-        let (mut at_work, places) = (JoinSet::new(), Arc::new(Places::default()));
+        let (mut settling, mut handled) = (FuturesUnordered::new(), Vec::new());
         loop {
-            let places_max = self.places_max();
-            while places.taken() < places_max
+            let places = self.places();
+            while crew.at_work() < places
                 && let Some(delivery) = lanes.next(now())
             {
-                let (attempt, place, stop) = (Arc::clone(&attempt), places.take(), stop.clone());
-                let made = async move { attempt.make(delivery, place, stop).await };
-                at_work.spawn_on(made, self.queues.threads.next());
+                crew.give(delivery).await;
             }
-            let due = lanes.next_due().filter(|_| places.taken() < places_max);
+            if !handled.is_empty() && settling.len() < SETTLES_MAX {
+                let done = std::mem::take(&mut handled);
+                settling.push(attempt.settle(done, Verdict::Done, &stop));
+            }
+            let due = lanes.next_due().filter(|_| crew.at_work() < places);
             tokio::select! {
                 delivery = deliveries.recv(), if lanes.has_room() => match delivery {
                     Some(delivery) => lanes.add(delivery),
                     None => break,
                 },
-                Some(ended) = at_work.join_next() => match ended {
-                    Ok(Outcome::Settled(delivery)) => lanes.settled(&delivery),
-                    Ok(Outcome::Again(delivery)) => lanes.put_back(delivery),
-                    // Its thread has ended, so the host does.
-                    Err(_) => break,
+                Some((delivery, found)) = crew.next() => match attempt.judge(delivery, found) {
+                    Next::Settle(delivery, Verdict::Done) => handled.push(delivery),
+                    Next::Settle(delivery, verdict) => {
+                        settling.push(attempt.settle(vec![delivery], verdict, &stop));
+                    }
+                    Next::Lanes(outcome) => outcome.tell(&mut lanes),
                 },
-                () = places.left.notified() => {}
+                Some(outcomes) = settling.next() => for outcome in outcomes {
+                    Outcome::tell(outcome, &mut lanes);
+                },
                 () = sleep_until(due) => {}
                 () = stop.cancelled() => break,
             }
         }
         reading.abort();
-        while at_work.join_next().await.is_some() {}
+        while let Some((delivery, found)) = crew.next().await {
+            if let Next::Settle(delivery, verdict) = attempt.judge(delivery, found) {
+                settling.push(attempt.settle(vec![delivery], verdict, &stop));
+            }
+        }
+        settling.push(attempt.settle(handled, Verdict::Done, &stop));
+        while settling.next().await.is_some() {}
     }
 
     /// How many messages may be at work, as the release that serves now has it.
-    fn places_max(&self) -> usize {
-        let subscription = self.queues.subscription(&self.id);
-        subscription.map_or(0, |with| usize::try_from(with.concurrency.get()).unwrap_or(usize::MAX))
+    fn places(&self) -> usize {
+        let concurrency = |with: &Subscription| usize::try_from(with.concurrency.get()).unwrap_or(usize::MAX);
+        self.queues.subscription(&self.id, concurrency).unwrap_or_default()
     }
 
     /// Opens the feed, however long the log cannot be read.
@@ -189,38 +213,10 @@ impl Queue {
     }
 }
 
-/// Where a subscription's messages are while a guest works on them.
-#[derive(Default)]
-struct Places {
-    taken: AtomicUsize,
-    left: Notify,
-}
-
-/// One of them; given back on drop.
-struct Place(Arc<Places>);
-
-impl Places {
-    fn taken(&self) -> usize {
-        self.taken.load(Ordering::Acquire)
-    }
-
-    fn take(self: &Arc<Self>) -> Place {
-        self.taken.fetch_add(1, Ordering::AcqRel);
-        Place(Arc::clone(self))
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        self.0.taken.fetch_sub(1, Ordering::AcqRel);
-        self.0.left.notify_one();
-    }
-}
-
 /// Reads ahead by a few messages.
-fn read(mut feed: Feed) -> (mpsc::Receiver<Delivery>, AbortHandle) {
+fn read(mut feed: Feed) -> (mpsc::Receiver<Delivery>, AbortOnDropHandle<()>) {
     let (sender, deliveries) = mpsc::channel(QUEUE_READ_AHEAD);
-    let reading = tokio::spawn(async move {
+    let reading = AbortOnDropHandle::new(tokio::spawn(async move {
         loop {
             match feed.next().await {
                 Ok(delivery) => {
@@ -237,8 +233,8 @@ fn read(mut feed: Feed) -> (mpsc::Receiver<Delivery>, AbortHandle) {
                 }
             }
         }
-    });
-    (deliveries, reading.abort_handle())
+    }));
+    (deliveries, reading)
 }
 
 async fn sleep_until(due_at: Option<i64>) {

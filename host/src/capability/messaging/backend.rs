@@ -105,10 +105,10 @@ impl Backend {
         }
     }
 
-    pub async fn done(&self, id: &SubscriptionId, delivery: &Delivery) -> Result<(), LogError> {
+    pub async fn done(&self, id: &SubscriptionId, deliveries: &[Delivery]) -> Result<(), LogError> {
         match self {
-            Self::File(log) => log.done(id, delivery).await,
-            Self::Nats(nats) => nats.done(delivery).await,
+            Self::File(log) => log.done(id, deliveries).await,
+            Self::Nats(nats) => nats.all_done(deliveries).await,
         }
     }
 

@@ -21,14 +21,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use sqlx::SqliteConnection;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 
 use self::books::Books;
 pub use self::feed::Feed;
 use self::rare::Rare;
 pub use self::rare::TOO_OLD;
 use self::tail::Tails;
-use self::writer::{Change, Job, Outcome, Writer};
+use self::writer::{Change, Job, Outcome, Waiting, Writer};
 use super::message::{Delivery, Handle, Message, Moment, SubscriptionId};
 use crate::limits::{HostLimits, ServiceLimits};
 use crate::metrics::Metrics;
@@ -162,8 +162,8 @@ impl Log {
     }
 
     async fn write_counted(&self, change: Change) -> Outcome {
-        let (done, outcome) = oneshot::channel();
-        self.jobs.send(Job { change, done }).await.map_err(|_| LogError::Closed)?;
+        let (waiting, outcome) = Waiting::here();
+        self.jobs.send(Job { change, waiting }).await.map_err(|_| LogError::Closed)?;
         outcome.await.map_err(|_| LogError::Closed)?
     }
 
@@ -207,9 +207,7 @@ impl Log {
     }
 
     fn ticket(&self, id: &SubscriptionId, delivery: &Delivery) -> Result<Ticket, LogError> {
-        let Handle::Log { is_shared } = delivery.handle else { return Err(LogError::Gone) };
-        let (subscription, seq) = (self.number(id)?, delivery.seq);
-        Ok(Ticket { subscription, seq, is_shared, has_failures: delivery.failed > 0 })
+        ticket(self.number(id)?, delivery)
     }
 
     /// The message of a delivery that did not bring it along.
@@ -217,9 +215,11 @@ impl Log {
         feed::message(&mut *self.reader.lock().await, delivery.seq).await
     }
 
-    /// It was handled.
-    pub async fn done(&self, id: &SubscriptionId, delivery: &Delivery) -> Result<(), LogError> {
-        self.write(Change::Done(self.ticket(id, delivery)?)).await
+    /// They were handled.
+    pub async fn done(&self, id: &SubscriptionId, deliveries: &[Delivery]) -> Result<(), LogError> {
+        let number = self.number(id)?;
+        let tickets = deliveries.iter().map(|delivery| ticket(number, delivery));
+        self.write(Change::Done(tickets.collect::<Result<_, _>>()?)).await
     }
 
     /// An attempt failed; `failed` counts it.
@@ -245,4 +245,9 @@ impl Log {
         let ticket = self.ticket(id, delivery)?;
         self.write(Change::Rare(Rare::Bury { ticket, reason, dead_max })).await
     }
+}
+
+fn ticket(subscription: i64, delivery: &Delivery) -> Result<Ticket, LogError> {
+    let Handle::Log { is_shared } = delivery.handle else { return Err(LogError::Gone) };
+    Ok(Ticket { subscription, seq: delivery.seq, is_shared, has_failures: delivery.failed > 0 })
 }

@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument as _, Span, field};
 
-use super::{Place, Queues};
+use super::Queues;
+use super::lanes::Lanes;
 use crate::capability::messaging::bindings::Failure;
 use crate::capability::messaging::message::{Delivery, Message, SubscriptionId, now};
 use crate::capability::messaging::{LogError, TOO_OLD, Verdict};
@@ -35,6 +36,23 @@ pub enum Outcome {
     Again(Delivery),
 }
 
+impl Outcome {
+    pub fn tell(self, lanes: &mut Lanes<Delivery>) {
+        match self {
+            Self::Settled(delivery) => lanes.settled(&delivery),
+            Self::Again(delivery) => lanes.put_back(delivery),
+        }
+    }
+}
+
+/// What is to be done with a message after an attempt.
+pub enum Next {
+    /// The log is to be told.
+    Settle(Delivery, Verdict),
+    /// The log has nothing to do with it.
+    Lanes(Outcome),
+}
+
 /// When a message comes again that nobody could be asked to handle.
 const POSTPONED: Duration = Duration::from_millis(100);
 
@@ -43,7 +61,7 @@ const SETTLE_PAUSE: Duration = Duration::from_millis(50);
 const SETTLE_PAUSE_MAX: Duration = Duration::from_secs(5);
 
 /// What was found out about a message.
-enum Found {
+pub enum Found {
     Verdict(Verdict),
     /// Nobody was there to be asked. It is not counted as an attempt.
     Postponed,
@@ -57,46 +75,33 @@ impl Attempt {
         Self { id, queues, metrics }
     }
 
-    /// Makes the next attempt at a message. Its place is free as soon as the guest has done its part.
-    pub(super) async fn make(
-        &self,
-        mut delivery: Delivery,
-        place: Place,
-        stop: CancellationToken,
-    ) -> Outcome {
-        let found = self.find_out(&delivery).await;
-        drop(place);
-        let verdict = match found {
-            Ok(Found::Verdict(verdict)) => verdict,
-            Ok(Found::Postponed) => {
-                delivery.due_at = after(POSTPONED);
-                return Outcome::Again(delivery);
-            }
+    /// What is to be done with a message of which this was found out.
+    pub fn judge(&self, mut delivery: Delivery, found: Result<Found, LogError>) -> Next {
+        match found {
+            Ok(Found::Verdict(verdict)) => return Next::Settle(delivery, verdict),
+            Ok(Found::Postponed) => delivery.due_at = after(POSTPONED),
             Ok(Found::Unknown) => {
                 delivery.may_be_repeat = true;
                 delivery.due_at = after(SETTLE_PAUSE_MAX);
-                return Outcome::Again(delivery);
             }
             // It was settled by another way: too old, or no longer subscribed to.
-            Err(LogError::Gone) => return Outcome::Settled(delivery),
+            Err(LogError::Gone) => return Next::Lanes(Outcome::Settled(delivery)),
             Err(error) => {
                 self.complain("read", &error);
                 delivery.due_at = after(SETTLE_PAUSE_MAX);
-                return Outcome::Again(delivery);
             }
-        };
-        self.settle(delivery, verdict, &stop).await
+        }
+        Next::Lanes(Outcome::Again(delivery))
     }
 
-    async fn find_out(&self, delivery: &Delivery) -> Result<Found, LogError> {
+    /// Makes the next attempt at a message.
+    pub async fn find_out(&self, delivery: &Delivery) -> Result<Found, LogError> {
         let message = self.queues.messages.message(delivery).await?;
         if self.queues.messages.is_too_old(&message) {
             let dead_max = self.dead_max();
             return Ok(Found::Verdict(Verdict::Bury { reason: TOO_OLD.to_owned(), dead_max }));
         }
-        let (Some(lease), Some(with)) = (self.lease(), self.queues.subscription(&self.id)) else {
-            return Ok(Found::Postponed);
-        };
+        let Some(lease) = self.lease() else { return Ok(Found::Postponed) };
         let Ok(permit) = lease.gate().enter().await else { return Ok(Found::Postponed) };
         let database = lease.sandbox().database.clone();
         let receipt = || Receipt::new(message.id.to_string(), self.id.pattern.to_string());
@@ -137,7 +142,12 @@ impl Attempt {
                 self.metrics.handled(HandleOutcome::Done);
                 Ok(Found::Verdict(Verdict::Done))
             }
-            Some(false) => Ok(Found::Verdict(self.judge(&with, delivery, &message, failure))),
+            Some(false) => {
+                let verdict =
+                    self.queues.subscription(&self.id, |with| self.answer(with, delivery, &message, failure));
+                // The release that serves now has no such subscription.
+                Ok(verdict.map_or(Found::Postponed, Found::Verdict))
+            }
             None => Ok(Found::Unknown),
         }
     }
@@ -211,7 +221,8 @@ impl Attempt {
         })
     }
 
-    fn judge(
+    /// What becomes of a message that was not handled.
+    fn answer(
         &self,
         with: &Subscription,
         delivery: &Delivery,
@@ -259,18 +270,19 @@ impl Attempt {
         }
     }
 
-    /// Tells the log. Until that has worked, nothing else of the key begins.
-    async fn settle(
+    /// Tells the log of one message, or of several that were handled. Until that has worked, nothing else of their keys
+    /// begins.
+    pub async fn settle(
         &self,
-        mut delivery: Delivery,
+        mut deliveries: Vec<Delivery>,
         mut verdict: Verdict,
         stop: &CancellationToken,
-    ) -> Outcome {
+    ) -> Vec<Outcome> {
         let mut pause = SETTLE_PAUSE;
         loop {
-            match self.queues.messages.settle(&self.id, &delivery, &verdict).await {
+            match self.queues.messages.settle(&self.id, &deliveries, &verdict).await {
                 Ok(()) => break,
-                Err(LogError::Gone) => return Outcome::Settled(delivery),
+                Err(LogError::Gone) => return deliveries.into_iter().map(Outcome::Settled).collect(),
                 Err(LogError::DeadFull) => {
                     let service = self.id.service.as_str();
                     tracing::error!(
@@ -288,17 +300,19 @@ impl Attempt {
             }
             tokio::select! {
                 () = tokio::time::sleep(pause) => {}
-                () = stop.cancelled() => return Outcome::Settled(delivery),
+                () = stop.cancelled() => break,
             }
             pause = (pause * 2).min(SETTLE_PAUSE_MAX);
         }
         match verdict {
-            Verdict::Done | Verdict::Bury { .. } => Outcome::Settled(delivery),
-            Verdict::Retry { due_at, .. } => {
-                delivery.failed += 1;
-                delivery.due_at = due_at;
-                Outcome::Again(delivery)
+            Verdict::Retry { due_at, .. } if !stop.is_cancelled() => {
+                for delivery in &mut deliveries {
+                    delivery.failed += 1;
+                    delivery.due_at = due_at;
+                }
+                deliveries.into_iter().map(Outcome::Again).collect()
             }
+            _ => deliveries.into_iter().map(Outcome::Settled).collect(),
         }
     }
 

@@ -10,7 +10,7 @@ use crate::capability::messaging::message::{Headers, Message};
 use crate::subject::Subject;
 
 /// Rows of one statement. Each size is prepared once.
-const SIZES: [usize; 4] = [64, 16, 4, 1];
+const SIZES: [usize; 7] = [64, 32, 16, 8, 4, 2, 1];
 
 /// Cuts into pieces of the sizes that there are.
 fn pieces<T>(mut rows: &[T]) -> impl Iterator<Item = &[T]> {
@@ -43,37 +43,61 @@ pub fn headers_text(headers: &Headers) -> String {
     serde_json::to_string(headers).unwrap_or_default()
 }
 
+/// Keeps messages with their deliveries.
 pub async fn insert(connection: &mut SqliteConnection, published: &[Published]) -> Done {
-    for piece in pieces(published) {
-        let mut query = QueryBuilder::<Sqlite>::new(
-            "insert into messages (seq, id, subject, key, headers, body, published_at, fan_out, open) ",
-        );
-        query.push_values(piece, |mut row, Published { seq, message, to }| {
-            let fan_out = i64::try_from(to.len()).unwrap_or(i64::MAX);
-            row.push_bind(signed(*seq))
-                .push_bind(message.id.as_str())
-                .push_bind(message.subject.as_str())
-                .push_bind(message.key.as_deref())
-                .push_bind(headers_text(&message.headers))
-                .push_bind(&message.body[..])
-                .push_bind(message.published_at)
-                .push_bind(fan_out)
-                .push_bind(fan_out);
-        });
+    let (alone, shared): (Vec<&Published>, Vec<&Published>) =
+        published.iter().partition(|published| published.to.len() == 1);
+    for piece in pieces(&alone) {
+        // Both at once: each call of SQLite is a way to its thread and back.
+        let mut query = QueryBuilder::<Sqlite>::new("");
+        push_messages(&mut query, piece);
+        query.push(";");
+        push_deliveries(&mut query, &deliveries(piece));
         query.build().execute(&mut *connection).await?;
     }
-    let deliveries: Vec<(i64, i64)> = published
-        .iter()
-        .flat_map(|published| published.to.iter().map(|number| (*number, signed(published.seq))))
-        .collect();
-    for piece in pieces(&deliveries) {
-        let mut query = QueryBuilder::<Sqlite>::new("insert into deliveries (subscription, seq) ");
-        query.push_values(piece, |mut row, (subscription, seq)| {
-            row.push_bind(*subscription).push_bind(*seq);
-        });
+    for piece in pieces(&shared) {
+        let mut query = QueryBuilder::<Sqlite>::new("");
+        push_messages(&mut query, piece);
+        query.build().execute(&mut *connection).await?;
+    }
+    for piece in pieces(&deliveries(&shared)) {
+        let mut query = QueryBuilder::<Sqlite>::new("");
+        push_deliveries(&mut query, piece);
         query.build().execute(&mut *connection).await?;
     }
     Ok(())
+}
+
+/// Subscriptions and what they get.
+fn deliveries(published: &[&Published]) -> Vec<(i64, i64)> {
+    let of = |published: &&Published| {
+        let seq = signed(published.seq);
+        published.to.iter().map(move |number| (*number, seq)).collect::<Vec<_>>()
+    };
+    published.iter().flat_map(of).collect()
+}
+
+fn push_messages(query: &mut QueryBuilder<Sqlite>, messages: &[&Published]) {
+    query.push("insert into messages (seq, id, subject, key, headers, body, published_at, fan_out, open) ");
+    query.push_values(messages, |mut row, Published { seq, message, to }| {
+        let fan_out = i64::try_from(to.len()).unwrap_or(i64::MAX);
+        row.push_bind(signed(*seq))
+            .push_bind(message.id.as_str())
+            .push_bind(message.subject.as_str())
+            .push_bind(message.key.as_deref())
+            .push_bind(headers_text(&message.headers))
+            .push_bind(&message.body[..])
+            .push_bind(message.published_at)
+            .push_bind(fan_out)
+            .push_bind(fan_out);
+    });
+}
+
+fn push_deliveries(query: &mut QueryBuilder<Sqlite>, deliveries: &[(i64, i64)]) {
+    query.push("insert into deliveries (subscription, seq) ");
+    query.push_values(deliveries, |mut row, (subscription, seq)| {
+        row.push_bind(*subscription).push_bind(*seq);
+    });
 }
 
 /// Removes deliveries that are settled, and messages of which no delivery is left.
@@ -87,9 +111,7 @@ pub async fn remove(connection: &mut SqliteConnection, tickets: &[Ticket]) -> Do
             rows.push("(").push_bind_unseparated(ticket.subscription);
             rows.push_unseparated(", ").push_bind_unseparated(signed(ticket.seq)).push_unseparated(")");
         }
-        query.push(")");
-        query.build().execute(&mut *connection).await?;
-        let mut query = QueryBuilder::<Sqlite>::new("delete from messages where seq in (");
+        query.push("); delete from messages where seq in (");
         let mut rows = query.separated(", ");
         for ticket in piece {
             rows.push_bind(signed(ticket.seq));
@@ -154,6 +176,6 @@ mod tests {
             let together: Vec<usize> = pieces(&rows).flatten().copied().collect();
             assert_eq!(together, rows);
         }
-        assert_eq!(pieces(&[0; 85]).map(<[_]>::len).collect::<Vec<_>>(), [64, 16, 4, 1]);
+        assert_eq!(pieces(&[0; 149]).map(<[_]>::len).collect::<Vec<_>>(), [64, 64, 16, 4, 1]);
     }
 }

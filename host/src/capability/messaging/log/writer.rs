@@ -1,11 +1,14 @@
 //! The one task that writes to the log. Whatever waits is committed together, and told when it is durable.
 
+use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread::ThreadId;
 use std::time::Duration;
 
 use sqlx::{Row as _, SqliteConnection};
+use tokio::runtime::{Handle as Runtime, RuntimeFlavor};
 use tokio::sync::{mpsc, oneshot};
 
 use super::books::Books;
@@ -23,14 +26,52 @@ pub enum Change {
     Publish(Vec<Message>),
     /// A delayed one, whose time has come.
     Due(Message),
-    Done(Ticket),
+    Done(Vec<Ticket>),
     Rare(Rare),
 }
 
 /// A change, and who waits for it.
 pub struct Job {
     pub change: Change,
-    pub done: oneshot::Sender<Outcome>,
+    pub waiting: Waiting,
+}
+
+/// Somebody who waits for the outcome of a change.
+pub struct Waiting {
+    done: oneshot::Sender<Outcome>,
+    /// Where, if that is a runtime of one thread.
+    thread: Option<(ThreadId, Runtime)>,
+}
+
+impl Waiting {
+    /// Waits on the current thread.
+    pub fn here() -> (Self, oneshot::Receiver<Outcome>) {
+        let (done, outcome) = oneshot::channel();
+        let runtime = Runtime::try_current().ok();
+        let runtime = runtime.filter(|runtime| runtime.runtime_flavor() == RuntimeFlavor::CurrentThread);
+        let thread = runtime.map(|runtime| (std::thread::current().id(), runtime));
+        (Self { done, thread }, outcome)
+    }
+}
+
+/// Tells everybody. Those who wait on one serving thread are told there, one after the other: to wake a thread for each of
+/// them would cost more than all the rest.
+fn tell(outcomes: impl Iterator<Item = (Waiting, Outcome)>) {
+    let mut threads = HashMap::<ThreadId, (Runtime, Vec<_>)>::new();
+    for (Waiting { done, thread }, outcome) in outcomes {
+        match thread {
+            Some((id, runtime)) => threads.entry(id).or_insert((runtime, Vec::new())).1.push((done, outcome)),
+            // Whoever has left does not want to know.
+            None => drop(done.send(outcome)),
+        }
+    }
+    for (runtime, told) in threads.into_values() {
+        runtime.spawn(async move {
+            for (done, outcome) in told {
+                drop(done.send(outcome));
+            }
+        });
+    }
 }
 
 /// How many dead letters were moved by the change, if it is about them.
@@ -106,16 +147,13 @@ impl Writer {
             jobs.push(job);
         }
         let (changes, waiting): (Vec<Change>, Vec<_>) =
-            jobs.into_iter().map(|job| (job.change, job.done)).unzip();
+            jobs.into_iter().map(|job| (job.change, job.waiting)).unzip();
         let outcomes = match self.commit(&changes).await {
             Ok(outcomes) => outcomes,
             // One of them may have spoilt it for the others.
             Err(error) => self.commit_one_by_one(&changes, error).await,
         };
-        for (waiting, outcome) in waiting.into_iter().zip(outcomes) {
-            // Whoever has left does not want to know.
-            let _ = waiting.send(outcome);
-        }
+        tell(waiting.into_iter().zip(outcomes));
     }
 
     async fn commit_one_by_one(&mut self, changes: &[Change], error: LogError) -> Vec<Outcome> {
@@ -281,7 +319,7 @@ impl Batch {
                 }
                 rare::delayed_no_more(connection, message).await?;
             }
-            Change::Done(ticket) => self.done.push(*ticket),
+            Change::Done(tickets) => self.done.extend_from_slice(tickets),
             Change::Rare(Rare::Redrive { service, ids }) => {
                 let again = rare::redrive(connection, books, service, ids).await?;
                 let count = again.len() as u64;

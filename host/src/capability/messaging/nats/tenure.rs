@@ -5,6 +5,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
@@ -173,6 +174,15 @@ impl Nats {
         // Known here whatever becomes of the acknowledgement.
         held.known.finish(place);
         self.core.settle(held, delivery).await
+    }
+
+    /// They were handled.
+    pub async fn all_done(&self, deliveries: &[Delivery]) -> Result<(), LogError> {
+        let told = join_all(deliveries.iter().map(|delivery| self.done(delivery))).await;
+        // What is not this host's any more is nothing that it could tell again.
+        told.into_iter()
+            .find(|told| matches!(told, Err(error) if !matches!(error, LogError::Gone)))
+            .unwrap_or(Ok(()))
     }
 
     /// An attempt failed. The message stays this host's.
