@@ -1,10 +1,11 @@
-//! Messages in: from the log to a guest and back.
+//! Messages in: from the log to a guest and back, or to a broker outside.
 //!
-//! Each subscription that the catalog has gets a queue. It takes messages from the log in their order, starts those
+//! Each subscription that the catalog has, and each that a bridge has, gets a queue. It takes messages from the log in their order, starts those
 //! that may begin on the serving threads, and settles each: [`lanes`] says which may begin, [`attempt`] is one message,
 //! top to bottom.
 
 mod attempt;
+mod hand_over;
 mod lanes;
 
 use std::collections::{HashMap, HashSet};
@@ -20,6 +21,7 @@ use tokio_util::task::TaskTracker;
 use self::attempt::{Attempt, Outcome};
 use self::lanes::{Lanes, Ordered};
 use super::http::Threads;
+use crate::capability::messaging::bridge::Bridges;
 use crate::capability::messaging::message::{Delivery, SubscriptionId, now};
 use crate::capability::messaging::{Feed, Messages};
 use crate::catalog::Catalog;
@@ -32,6 +34,7 @@ use crate::runtime::release::Release;
 pub struct Queues {
     pub catalog: Arc<Catalog<Release>>,
     pub messages: Arc<Messages>,
+    pub bridges: Arc<Bridges>,
     pub metrics: Arc<Metrics>,
     pub threads: Threads,
 }
@@ -64,11 +67,13 @@ impl Ordered for Delivery {
 impl Queues {
     /// Keeps a queue for each subscription of the catalog until `stop`; then waits for the messages at work.
     pub async fn run(self: Arc<Self>, stop: CancellationToken) {
-        let (mut changes, queues) = (self.catalog.changes(), TaskTracker::new());
+        let (mut changes, mut opened) = (self.catalog.changes(), self.bridges.changes());
+        let queues = TaskTracker::new();
         let mut running = HashMap::<SubscriptionId, CancellationToken>::new();
         let mut turns = HashMap::<SubscriptionId, Arc<Mutex<()>>>::new();
         loop {
             changes.borrow_and_update();
+            opened.borrow_and_update();
             let wanted = self.wanted();
             running.retain(|id, stop| {
                 let is_wanted = wanted.contains(id);
@@ -87,6 +92,7 @@ impl Queues {
             }
             tokio::select! {
                 changed = changes.changed() => if changed.is_err() { break },
+                changed = opened.changed() => if changed.is_err() { break },
                 () = stop.cancelled() => break,
             }
         }
@@ -94,7 +100,7 @@ impl Queues {
         queues.wait().await;
     }
 
-    /// The subscriptions of all releases that serve.
+    /// The subscriptions of all releases that serve, and of the bridges.
     fn wanted(&self) -> HashSet<SubscriptionId> {
         let live = self.catalog.snapshot();
         let mut wanted = HashSet::new();
@@ -106,11 +112,21 @@ impl Queues {
                 });
             }
         }
+        for bridge in self.bridges.iter().filter(|bridge| bridge.is_open()) {
+            let id = |out: &Subscription| SubscriptionId {
+                service: bridge.name().clone(),
+                pattern: out.subject.clone(),
+            };
+            wanted.extend(bridge.outs().iter().map(id));
+        }
         wanted
     }
 
-    /// A subscription as the release that serves now has it.
+    /// A subscription as the release that serves now has it, or a bridge.
     fn subscription(&self, id: &SubscriptionId) -> Option<Subscription> {
+        if let Some(bridge) = self.bridges.get(&id.service) {
+            return bridge.outs().iter().find(|out| out.subject == id.pattern).cloned();
+        }
         let live = self.catalog.snapshot();
         let mut subscriptions = live.get(&id.service)?.sandbox().subscriptions.iter();
         subscriptions.find(|subscription| subscription.subject == id.pattern).cloned()

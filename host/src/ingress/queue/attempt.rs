@@ -22,9 +22,9 @@ use crate::runtime::release::Release;
 
 /// How a subscription's messages are tried.
 pub struct Attempt {
-    id: SubscriptionId,
-    queues: Arc<Queues>,
-    metrics: QueueMetrics,
+    pub(super) id: SubscriptionId,
+    pub(super) queues: Arc<Queues>,
+    pub(super) metrics: QueueMetrics,
 }
 
 /// What became of an attempt, for the lanes.
@@ -43,7 +43,7 @@ const SETTLE_PAUSE: Duration = Duration::from_millis(50);
 const SETTLE_PAUSE_MAX: Duration = Duration::from_secs(5);
 
 /// What was found out about a message.
-enum Found {
+pub(super) enum Found {
     Verdict(Verdict),
     /// Nobody was there to be asked. It is not counted as an attempt.
     Postponed,
@@ -64,7 +64,7 @@ impl Attempt {
         place: Place,
         stop: CancellationToken,
     ) -> Outcome {
-        let found = self.find_out(&delivery).await;
+        let found = self.find_out(&delivery, &stop).await;
         drop(place);
         let verdict = match found {
             Ok(Found::Verdict(verdict)) => verdict,
@@ -88,11 +88,14 @@ impl Attempt {
         self.settle(delivery, verdict, &stop).await
     }
 
-    async fn find_out(&self, delivery: &Delivery) -> Result<Found, LogError> {
+    async fn find_out(&self, delivery: &Delivery, stop: &CancellationToken) -> Result<Found, LogError> {
         let message = self.queues.messages.message(delivery).await?;
         if self.queues.messages.is_too_old(&message) {
             let dead_max = self.dead_max();
             return Ok(Found::Verdict(Verdict::Bury { reason: TOO_OLD.to_owned(), dead_max }));
+        }
+        if let Some(bridge) = self.queues.bridges.get(&self.id.service) {
+            return Ok(self.hand_over(bridge, delivery, &message, stop).await);
         }
         let (Some(lease), Some(with)) = (self.lease(), self.queues.subscription(&self.id)) else {
             return Ok(Found::Postponed);
@@ -190,6 +193,9 @@ impl Attempt {
     }
 
     fn dead_max(&self) -> u32 {
+        if let Some(bridge) = self.queues.bridges.get(&self.id.service) {
+            return bridge.limits().dead_letters;
+        }
         self.lease().map_or(u32::MAX, |lease| lease.sandbox().limits.dead_letters)
     }
 
@@ -211,7 +217,7 @@ impl Attempt {
         })
     }
 
-    fn judge(
+    pub(super) fn judge(
         &self,
         with: &Subscription,
         delivery: &Delivery,

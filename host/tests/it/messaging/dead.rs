@@ -13,6 +13,7 @@ stages! {
     ],
     // On NATS a redrive of all at times leaves one behind, see the list of what is known in CHANGELOG.md.
     sqlite: [a_redriven_message_is_tried_again_by_its_own_subscription_only],
+    between: [a_dead_letter_tells_every_failure_in_order],
 }
 
 async fn a_dead_letter_tells_every_failure_in_order(stage: Stage) {
