@@ -13,6 +13,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+use crate::capability::messaging::bridge::Bridges;
 use crate::capability::messaging::{Messages, Server};
 use crate::capability::sql::Databases;
 use crate::catalog::Catalog;
@@ -22,6 +23,7 @@ use crate::control::deploy::{Deployer, Parts};
 use crate::control::journal::Journal;
 use crate::control::source::ArtifactStore;
 use crate::control::watch;
+use crate::ingress::bridge;
 use crate::ingress::http::{self, Workers};
 use crate::ingress::queue::Queues;
 use crate::ingress::request::Ingress;
@@ -76,6 +78,7 @@ async fn serve(
     let linkers = Linkers::new(&engines)?;
     let journal = Journal::open(&data.path.join("journal.db")).await?;
     let messages = open_messages(&config, &data.path, &metrics).await?;
+    let bridges = open_bridges(&config, &data.path, &messages, &metrics, &journal).await?;
     let catalog = Arc::new(Catalog::default());
     let deployer = Deployer::new(Parts {
         catalog: Arc::clone(&catalog),
@@ -85,16 +88,17 @@ async fn serve(
         artifacts: Arc::new(ArtifactStore::open(&data.path)?),
         databases: Databases::new(&data.path, config.database.url()?.as_deref(), Arc::clone(&metrics))?,
         messages: Arc::clone(&messages),
+        bridges: bridges.names(),
         metrics: Arc::clone(&metrics),
         logs: Arc::clone(&telemetry.hub),
         limits: config.limits.clone(),
     });
 
-    let stop = CancellationToken::new();
-    let readiness = Readiness::default();
+    let (stop, readiness) = (CancellationToken::new(), Readiness::default());
     let state = AdminState {
         deployer: Arc::clone(&deployer),
         messages: Arc::clone(&messages),
+        bridges: Arc::clone(&bridges),
         metrics: Arc::clone(&metrics),
         logs: Arc::clone(&telemetry.hub),
         readiness: readiness.clone(),
@@ -107,7 +111,8 @@ async fn serve(
         watch::deploy_all(dir, &deployer).await?;
     }
     deployer.keep_resuming(stop.clone());
-    let plane = DataPlane::start(&config, listener, catalog, &messages, metrics, stop.clone())?;
+    let parts = (catalog, Arc::clone(&messages), bridges, metrics);
+    let plane = DataPlane::start(&config, listener, parts, stop.clone())?;
     announce(http_address, &admin_address)?;
     readiness.ready();
     tracing::info!(resumed, %http_address, admin_address, "serving");
@@ -138,7 +143,30 @@ async fn open_messages(
     Ok(Messages::open(data, server.as_ref(), &config.limits, Arc::clone(metrics)).await?)
 }
 
-/// What serves: requests, messages and schedules.
+/// The bridges, with messages that wait for them. While the log does not answer, the host starts without.
+async fn open_bridges(
+    config: &Config,
+    data: &Path,
+    messages: &Arc<Messages>,
+    metrics: &Metrics,
+    journal: &Journal,
+) -> anyhow::Result<Arc<Bridges>> {
+    let bridges = Bridges::new(&config.bridges, messages, metrics, data)?;
+    let names = bridges.names();
+    if let Some(active) = journal.active().await?.iter().find(|active| names.contains(&active.service)) {
+        bail!(
+            "the bridge `{}` has the name of a service that is deployed; rename the bridge in `stoa.toml`",
+            active.service
+        );
+    }
+    if let Err(error) = bridges.open().await {
+        let error: &dyn std::error::Error = &error;
+        tracing::error!(error, "messages cannot wait for the bridges yet, trying again");
+    }
+    Ok(bridges)
+}
+
+/// What serves: requests, messages, schedules and bridges.
 struct DataPlane {
     accepting: JoinHandle<io::Result<()>>,
     queues: JoinHandle<()>,
@@ -149,9 +177,12 @@ impl DataPlane {
     fn start(
         config: &Config,
         listener: TcpListener,
-        catalog: Arc<Catalog<Release>>,
-        messages: &Arc<Messages>,
-        metrics: Arc<Metrics>,
+        (catalog, messages, bridges, metrics): (
+            Arc<Catalog<Release>>,
+            Arc<Messages>,
+            Arc<Bridges>,
+            Arc<Metrics>,
+        ),
         stop: CancellationToken,
     ) -> anyhow::Result<Self> {
         let ingress = Arc::new(Ingress {
@@ -166,11 +197,18 @@ impl DataPlane {
             let (workers, stop) = (Arc::clone(&workers), stop.clone());
             async move { workers.accept(listener, stop).await }
         });
-        let schedules = Schedules { catalog: Arc::clone(&catalog), messages: Arc::clone(messages) };
-        let (messages, threads) = (Arc::clone(messages), workers.threads());
-        let queues = Arc::new(Queues { catalog, messages, metrics, threads });
+        let schedules = Schedules { catalog: Arc::clone(&catalog), messages: Arc::clone(&messages) };
+        let threads = workers.threads();
+        let queues = Queues { catalog, messages, bridges: Arc::clone(&bridges), metrics, threads };
         let queues = tokio::spawn(async move {
-            tokio::join!(queues.run(stop.clone()), schedules.run(stop));
+            // What is on its way out at the end needs its connection.
+            let end = CancellationToken::new();
+            let connected = tokio::spawn(bridge::keep_connected(Arc::clone(&bridges), end.clone()));
+            let queues = Arc::new(queues).run(stop.clone());
+            tokio::join!(queues, schedules.run(stop.clone()), bridge::run(bridges, stop));
+            end.cancel();
+            // It has nothing to say.
+            let _ = connected.await;
         });
         Ok(Self { accepting, queues, workers })
     }

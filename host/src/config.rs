@@ -3,6 +3,8 @@
 //! Every key has a default, so the file is optional. Strict like the manifest. Knows nothing about
 //! what the values are for, except that an admin API open to the network needs a token.
 
+mod bridge;
+
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -14,6 +16,8 @@ use serde::{Deserialize, Deserializer};
 use crate::limits::{CONFIG_BYTES_MAX, HostLimits};
 use crate::strict::{Document, Shape, StrictError};
 use crate::telemetry::LogFormat;
+
+pub use self::bridge::{BridgeConfig, InConfig, OutConfig};
 
 /// The file that is read when the command line names none and it exists.
 pub const CONFIG_FILE: &str = "stoa.toml";
@@ -44,6 +48,9 @@ pub struct Config {
     pub services: Option<PathBuf>,
     pub database: DatabaseConfig,
     pub messaging: MessagingConfig,
+    /// Brokers outside that messages go to and come from.
+    #[serde(rename = "bridge")]
+    pub bridges: Vec<BridgeConfig>,
     pub log: LogConfig,
     /// From whom `x-forwarded-*` is believed.
     #[serde(deserialize_with = "networks")]
@@ -62,6 +69,7 @@ impl Default for Config {
             services: None,
             database: DatabaseConfig::default(),
             messaging: MessagingConfig::default(),
+            bridges: Vec::new(),
             log: LogConfig::default(),
             trusted_proxies: Vec::new(),
             limits: HostLimits::default(),
@@ -304,6 +312,7 @@ const SHAPE: Shape = Shape::Table(&[
     ("services", Shape::Value),
     ("database", Shape::Keys(&["url", "url_env"])),
     ("messaging", Shape::Keys(&["nats", "nats_env", "prefix"])),
+    ("bridge", Shape::Each(&bridge::SHAPE)),
     ("log", Shape::Keys(&["format", "level"])),
     ("trusted_proxies", Shape::Value),
     ("limits", Shape::Keys(HostLimits::KEYS)),
@@ -351,6 +360,7 @@ impl Config {
             let problem = format!("give 1 to {PREFIX_BYTES_MAX} letters, digits, `_` or `-`");
             return Err(document.refuse(&["messaging", "prefix"], problem));
         }
+        bridge::check(&config.bridges, &document)?;
         document.check_limits("limits", &config.limits, &ZERO_ALLOWED)?;
         Ok(config)
     }
@@ -398,122 +408,4 @@ fn networks<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<IpNet>, D:
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::limits::{ByteCount, Span};
-
-    fn check(text: &str, expected: &str) {
-        let message = Config::parse(text).map_or_else(|error| error.to_string(), |_| "accepted".to_owned());
-        assert_eq!(message, expected, "for:\n{text}");
-    }
-
-    #[test]
-    fn an_empty_file_is_the_default() -> anyhow::Result<()> {
-        let config = Config::parse("")?;
-        assert_eq!(config.http.to_string(), "127.0.0.1:8080");
-        assert_eq!(config.admin.to_string(), "127.0.0.1:8081");
-        assert_eq!((config.workers, config.limits), (None, HostLimits::default()));
-        Ok(())
-    }
-
-    #[test]
-    fn every_key_is_read() -> anyhow::Result<()> {
-        let config = Config::parse(
-            "data_dir = '/var/lib/stoa'\nhttp = '[::]:80'\nadmin = 'unix:/run/stoa.sock'\nworkers = 4\n\
-             services = 'components'\ntrusted_proxies = ['10.0.0.0/8', '::1']\nadmin_token = { env = 'T' }\n\
-             [log]\nformat = 'json'\nlevel = 'debug'\n[limits]\nconnections = 10\nbundle_bytes = '1MiB'\n\
-             drain_timeout = '1s'",
-        )?;
-        assert_eq!(config.admin, AdminAddr::Unix(PathBuf::from("/run/stoa.sock")));
-        assert_eq!(config.admin_token, Some(TokenSource::Env("T".to_owned())));
-        assert_eq!(config.log, LogConfig { format: LogFormat::Json, level: "debug".to_owned() });
-        let proxies: Vec<_> = config.trusted_proxies.iter().map(ToString::to_string).collect();
-        assert_eq!(proxies, ["10.0.0.0/8", "::1/128"]);
-        let limits = config.limits;
-        let read = (limits.connections, limits.bundle_bytes, limits.drain_timeout);
-        assert_eq!(read, (10, ByteCount::mib(1), Span::seconds(1)));
-        Ok(())
-    }
-
-    #[test]
-    fn what_is_wrong_is_refused_with_line_and_key() {
-        check("htp = 1", "line 1: unknown key `htp` in the top level; did you mean `http`?");
-        check(
-            "[limits]\nconections = 1",
-            "line 2: unknown key `conections` in `[limits]`; did you mean `connections`?",
-        );
-        check(
-            "[limits]\nconnections = 0",
-            "line 2: `limits.connections`: zero would serve nothing; leave it out for the default",
-        );
-        check("[limits]\ndeploy_queue = 0", "accepted");
-        check(
-            "[messaging]\nprefix = 'a.b'",
-            "line 2: `messaging.prefix`: give 1 to 32 letters, digits, `_` or `-`",
-        );
-        check("[messaging]\nnats = 'nats://a, nats://b'\nprefix = 'shop'", "accepted");
-        check("workers = 0", "line 1: `workers`: give 1 to 1024, or leave it out for one per core");
-        check(
-            "admin = 'unix:'",
-            "line 1: `admin`: `unix:` is not an admin address: write `127.0.0.1:8081` or `unix:/path/to/socket`",
-        );
-        check(
-            "trusted_proxies = ['me']",
-            "line 1: `trusted_proxies`: `me` is neither an address nor a network such as `10.0.0.0/8`",
-        );
-        check(
-            "admin_token = 'hunter2hunter2hunter2'",
-            "line 1: `admin_token`: expected a table with `env`, `file`",
-        );
-        check(
-            "[log]\nformat = 'xml'",
-            "line 2: `log.format`: unknown variant `xml`, expected `text` or `json`",
-        );
-    }
-
-    #[test]
-    fn an_open_admin_address_needs_a_token() -> anyhow::Result<()> {
-        let dir = tempfile::tempdir()?;
-        let path = dir.path().join("stoa.toml");
-        let open = || Overrides { admin: "0.0.0.0:8081".parse().ok(), ..Overrides::default() };
-        std::fs::write(&path, "")?;
-        assert!(matches!(Config::load(Some(&path), open()), Err(ConfigError::TokenRequired(_))));
-        std::fs::write(&path, "admin_token = { file = 'token' }")?;
-        assert!(Config::load(Some(&path), open()).is_ok());
-        Ok(())
-    }
-
-    #[test]
-    fn the_command_line_wins_over_the_file() -> anyhow::Result<()> {
-        let dir = tempfile::tempdir()?;
-        let path = dir.path().join("stoa.toml");
-        std::fs::write(&path, "http = '127.0.0.1:1'\ndata_dir = 'a'")?;
-        let overrides = Overrides { http: Some("127.0.0.1:2".parse()?), ..Overrides::default() };
-        let config = Config::load(Some(&path), overrides)?;
-        assert_eq!((config.http.port(), config.data_dir), (2, PathBuf::from("a")));
-        Ok(())
-    }
-
-    #[test]
-    fn a_configuration_that_is_named_and_missing_is_an_error() {
-        let missing = Path::new("no/such/stoa.toml");
-        assert!(matches!(Config::load(Some(missing), Overrides::default()), Err(ConfigError::Read { .. })));
-    }
-
-    #[test]
-    fn a_token_comes_from_a_file_and_is_never_printed() -> anyhow::Result<()> {
-        let dir = tempfile::tempdir()?;
-        let path = dir.path().join("token");
-        std::fs::write(&path, "0123456789abcdef\n")?;
-        let token = TokenSource::File(path.clone()).fetch()?;
-        assert_eq!(token.reveal(), "0123456789abcdef");
-        assert!(!format!("{token:?}").contains('0'));
-        std::fs::write(&path, "short")?;
-        assert!(matches!(TokenSource::File(path).fetch(), Err(TokenError::Unfit)));
-        assert!(matches!(
-            TokenSource::Env("STOA_TEST_NOT_SET".to_owned()).fetch(),
-            Err(TokenError::NotSet(_))
-        ));
-        Ok(())
-    }
-}
+mod tests;

@@ -316,6 +316,42 @@ pub const MESSAGE_LOG_DISK_RESERVE: ByteCount = ByteCount::mib(32);
 /// Characters of a failure's reason that are kept.
 pub const REASON_CHARS_MAX: usize = 1000;
 
+/// Bridges of a host.
+pub const BRIDGES_MAX: usize = 32;
+
+/// `[[bridge.out]]` of one bridge, and `[[bridge.in]]`.
+pub const BRIDGE_LINES_MAX: usize = 64;
+
+/// What `prefetch` of a bridge may be: messages on their way from the broker, which are in memory as a whole.
+pub const BRIDGE_PREFETCH_MAX: u16 = 1000;
+
+/// Messages that a bridge takes to the log at the same time.
+pub const BRIDGE_BATCH_MAX: usize = 64;
+
+/// Time to connect to a broker, and to log in.
+pub const BRIDGE_CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Time for a broker's answer to anything but a message.
+pub const BRIDGE_ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Time until a broker confirms a message; then the connection is given up, and the message is sent again.
+pub const BRIDGE_CONFIRM_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How often a bridge and its broker give each other a sign of life; without any for twice as long the connection is lost.
+pub const BRIDGE_HEARTBEAT: Duration = Duration::from_secs(10);
+
+/// The first pause before a bridge tries again what did not work; it doubles.
+pub const BRIDGE_BACKOFF_MIN: Duration = Duration::from_millis(100);
+
+/// The longest pause before a bridge tries again what did not work.
+pub const BRIDGE_BACKOFF_MAX: Duration = Duration::from_secs(5);
+
+/// How long a message that is about to go out waits for the connection before another one may have its place.
+pub const BRIDGE_AWAY_WAIT: Duration = Duration::from_secs(5);
+
+/// Bytes of a message's headers that a bridge sends: they have to fit into one frame of the broker.
+pub const BRIDGE_HEADERS_BYTES_MAX: usize = 100 << 10;
+
 /// Bytes of one admin request's body that is not a bundle.
 pub const ADMIN_BODY_BYTES_MAX: usize = 1 << 20;
 

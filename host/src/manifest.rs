@@ -13,7 +13,7 @@ use crate::name::ServiceName;
 use crate::origin::Origin;
 use crate::strict::{Document, Shape, StrictError};
 
-pub use self::messaging::{Messaging, Missed, Schedule, Subscription};
+pub use self::messaging::{Messaging, Missed, Schedule, Subscription, subscription_defaults};
 
 mod messaging;
 

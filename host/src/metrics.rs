@@ -12,8 +12,10 @@ use prometheus::{
 
 use crate::name::{ReleaseId, ServiceName};
 
+mod bridge;
 mod messaging;
 
+pub use self::bridge::{BridgeDirection, BridgeMetrics, Crossing};
 use self::messaging::Families;
 pub use self::messaging::{HandleOutcome, PublishOutcome, PublisherMetrics, QueueMetrics};
 
@@ -129,6 +131,8 @@ pub const TABLE: &[MetricRow] = &[
     messaging::DEAD,
     messaging::UNROUTED,
     messaging::OUTBOX_LAG,
+    bridge::UP,
+    bridge::CROSSED,
 ];
 
 const DURATION_BUCKETS_SECONDS: &[f64] =
@@ -156,6 +160,7 @@ pub struct Metrics {
     sql_statements: IntCounterVec,
     sql_connections: IntGaugeVec,
     messages: Families,
+    bridges: bridge::Families,
 }
 
 /// Why a request failed, as the metric's label.
@@ -271,6 +276,7 @@ impl Metrics {
             sql_statements: counters(&SQL_STATEMENTS)?,
             sql_connections: gauges(&SQL_CONNECTIONS)?,
             messages: Families::new()?,
+            bridges: bridge::Families::new()?,
         };
         metrics.register()?;
         Ok(metrics)
@@ -300,6 +306,7 @@ impl Metrics {
             registry.register(Box::new(gauge.clone()))?;
         }
         self.messages.register(registry)?;
+        self.bridges.register(registry)?;
         registry.register(Box::new(self.accept_errors.clone()))
     }
 

@@ -117,6 +117,10 @@ pub fn init(format: LogFormat, level: &str, limits: &HostLimits) -> Result<Telem
     Ok(Telemetry { hub, dropped, writer: Mutex::new(Some(guard)) })
 }
 
+/// The client of RabbitMQ tells messages with their bodies, and what it complains about the host says itself. It can be
+/// asked for by its name.
+const QUIET: &str = "lapin=off";
+
 /// A word alone must be a level: as a directive, `verbose` would mean the target of that name and silence the rest.
 fn stderr_filter(level: &str) -> Result<EnvFilter, TelemetryError> {
     let refuse = |source| TelemetryError::Level { directives: level.to_owned(), source };
@@ -125,7 +129,7 @@ fn stderr_filter(level: &str) -> Result<EnvFilter, TelemetryError> {
     if words.any(|word| word.is_empty() || word.parse::<LevelFilter>().is_err()) {
         return Err(refuse(None));
     }
-    EnvFilter::builder().parse(directives).map_err(|source| refuse(Some(source)))
+    EnvFilter::builder().parse(format!("{QUIET},{directives}")).map_err(|source| refuse(Some(source)))
 }
 
 fn stderr_layer<S>(

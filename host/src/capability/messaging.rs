@@ -2,10 +2,11 @@
 //!
 //! Reading order: [`publisher`] is what a service may publish, [`host`] how guests ask for it, [`relay`] how what
 //! was published with a transaction gets into the log, [`message`] what a message is, [`backend`] the two logs that
-//! there are: [`log`] in a file, [`nats`] on a server.
+//! there are: [`log`] in a file, [`nats`] on a server. [`bridge`] is what comes from other brokers and goes to them.
 //! Who takes messages out of the log is the data plane's business.
 
 pub mod bindings;
+pub mod bridge;
 pub mod host;
 pub mod message;
 pub mod publisher;

@@ -35,6 +35,14 @@ struct Missing {
     tries_again: bool,
 }
 
+#[derive(Deserialize)]
+struct Bridge {
+    bridge: String,
+    broker: String,
+    address: String,
+    trouble: Option<String>,
+}
+
 pub fn run(args: &Args) -> anyhow::Result<()> {
     let client = Client::new(&args.admin)?;
     let path =
@@ -50,9 +58,19 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     }
     let all: Vec<ServiceStatus> = answer.read()?;
     if all.is_empty() {
-        return output::line("nothing is deployed; `stoa deploy PATH` brings a service in");
+        output::line("nothing is deployed; `stoa deploy PATH` brings a service in")?;
+    } else {
+        show(&all)?;
     }
-    show(&all)
+    let bridges: Vec<Bridge> = client.ask(Ask::get("/v1/bridges"))?.read()?;
+    bridges.iter().try_for_each(show_trouble)
+}
+
+fn show_trouble(Bridge { bridge, broker, address, trouble }: &Bridge) -> anyhow::Result<()> {
+    let Some(why) = trouble else { return Ok(()) };
+    let why = output::harmless(why);
+    output::line("")?;
+    output::line(&format!("bridge `{bridge}` cannot use {broker} at {address}: {why}; the host tries again"))
 }
 
 fn show(all: &[ServiceStatus]) -> anyhow::Result<()> {

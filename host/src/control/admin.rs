@@ -17,6 +17,7 @@ use serde::Deserialize;
 use tokio::sync::{Semaphore, watch};
 
 use crate::capability::messaging::Messages;
+use crate::capability::messaging::bridge::Bridges;
 use crate::capability::sql::operator::{self, Answer};
 use crate::config::{AdminAddr, AdminToken};
 use crate::control::deploy::{DeployError, Deployer, Done, ServiceStatus};
@@ -49,6 +50,7 @@ const WHO_CHARS_MAX: usize = 100;
 pub struct AdminState {
     pub deployer: Arc<Deployer>,
     pub messages: Arc<Messages>,
+    pub bridges: Arc<Bridges>,
     pub metrics: Arc<Metrics>,
     pub logs: Arc<LogHub>,
     pub readiness: Readiness,
@@ -118,6 +120,7 @@ pub fn router(state: AdminState) -> Router {
         .route("/v1/services/{name}/dead", get(messages::dead))
         .route("/v1/services/{name}/dead/{number}", get(messages::dead_letter))
         .route("/v1/messages", get(messages::backlogs))
+        .route("/v1/bridges", get(messages::bridges))
         .route("/v1/logs", get(all_logs))
         .route("/metrics", get(metrics))
         .route(guard::HEALTH_PATH, get(async || "ok\n"))
@@ -263,7 +266,10 @@ async fn metrics(State(shared): State<Shared>) -> Response {
 async fn readiness(State(shared): State<Shared>) -> (StatusCode, String) {
     match shared.admin.readiness.phase() {
         Phase::Starting => (StatusCode::SERVICE_UNAVAILABLE, "starting\n".to_owned()),
-        Phase::Ready => (StatusCode::OK, format!("ready\n{}", missing(&shared.admin.deployer.missing()))),
+        Phase::Ready => {
+            let (missing, away) = (missing(&shared.admin.deployer.missing()), away(&shared.admin.bridges));
+            (StatusCode::OK, format!("ready\n{missing}{away}"))
+        }
         Phase::Draining => (StatusCode::SERVICE_UNAVAILABLE, "draining\n".to_owned()),
     }
 }
@@ -276,6 +282,13 @@ fn missing(services: &[ServiceStatus]) -> String {
         Some(format!("missing {service}: failed at `{}`, {reason}; {}\n", missing.step, missing.outlook()))
     };
     services.iter().filter_map(line).collect()
+}
+
+/// Nobody has to wait for a bridge.
+fn away(bridges: &Bridges) -> String {
+    let away = bridges.iter().filter(|bridge| bridge.trouble().is_some());
+    away.map(|bridge| format!("away {}: its broker cannot be used; the host tries again\n", bridge.name()))
+        .collect()
 }
 
 fn refuse_while_draining(shared: &Shared) -> Result<(), AdminError> {

@@ -8,7 +8,7 @@ mod error;
 mod prepare;
 mod resume;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -45,6 +45,8 @@ pub struct Parts {
     pub artifacts: Arc<ArtifactStore>,
     pub databases: Databases,
     pub messages: Arc<Messages>,
+    /// Names that no service may have.
+    pub bridges: BTreeSet<ServiceName>,
     pub metrics: Arc<Metrics>,
     pub logs: Arc<LogHub>,
     pub limits: HostLimits,

@@ -1,11 +1,12 @@
-//! Messages in: from the log to a guest and back.
+//! Messages in: from the log to a guest and back, or to a broker outside.
 //!
-//! Each subscription that the catalog has gets a queue. It takes messages from the log in their order, has those
-//! that may begin handled on the serving threads, and settles each: [`lanes`] says which may begin, [`crew`] who handles it,
-//! [`attempt`] is one message, top to bottom.
+//! Each subscription that the catalog has, and each that a bridge has, gets a queue. It takes messages from the log in their
+//! order, has those that may begin handled on the serving threads, and settles each: [`lanes`] says which may begin, [`crew`]
+//! who handles it, [`attempt`] is one message, top to bottom.
 
 mod attempt;
 mod crew;
+mod hand_over;
 mod lanes;
 
 use std::collections::{HashMap, HashSet};
@@ -22,6 +23,7 @@ use self::attempt::{Attempt, Next, Outcome};
 use self::crew::Crew;
 use self::lanes::{Lanes, Ordered};
 use super::http::{Thread, Threads};
+use crate::capability::messaging::bridge::Bridges;
 use crate::capability::messaging::message::{Delivery, SubscriptionId, now};
 use crate::capability::messaging::{Feed, Messages, Verdict};
 use crate::catalog::Catalog;
@@ -34,6 +36,7 @@ use crate::runtime::release::Release;
 pub struct Queues {
     pub catalog: Arc<Catalog<Release>>,
     pub messages: Arc<Messages>,
+    pub bridges: Arc<Bridges>,
     pub metrics: Arc<Metrics>,
     pub threads: Threads,
 }
@@ -69,11 +72,13 @@ impl Ordered for Delivery {
 impl Queues {
     /// Keeps a queue for each subscription of the catalog until `stop`; then waits for the messages at work.
     pub async fn run(self: Arc<Self>, stop: CancellationToken) {
-        let (mut changes, queues) = (self.catalog.changes(), TaskTracker::new());
+        let (mut changes, mut opened) = (self.catalog.changes(), self.bridges.changes());
+        let queues = TaskTracker::new();
         let mut running = HashMap::<SubscriptionId, CancellationToken>::new();
         let mut turns = HashMap::<SubscriptionId, Arc<Mutex<()>>>::new();
         loop {
             changes.borrow_and_update();
+            opened.borrow_and_update();
             let wanted = self.wanted();
             running.retain(|id, stop| {
                 let is_wanted = wanted.contains(id);
@@ -92,6 +97,7 @@ impl Queues {
             }
             tokio::select! {
                 changed = changes.changed() => if changed.is_err() { break },
+                changed = opened.changed() => if changed.is_err() { break },
                 () = stop.cancelled() => break,
             }
         }
@@ -99,7 +105,7 @@ impl Queues {
         queues.wait().await;
     }
 
-    /// The subscriptions of all releases that serve.
+    /// The subscriptions of all releases that serve, and of the bridges.
     fn wanted(&self) -> HashSet<SubscriptionId> {
         let live = self.catalog.snapshot();
         let mut wanted = HashSet::new();
@@ -111,11 +117,21 @@ impl Queues {
                 });
             }
         }
+        for bridge in self.bridges.iter().filter(|bridge| bridge.is_open()) {
+            let id = |out: &Subscription| SubscriptionId {
+                service: bridge.name().clone(),
+                pattern: out.subject.clone(),
+            };
+            wanted.extend(bridge.outs().iter().map(id));
+        }
         wanted
     }
 
-    /// Something of a subscription as the release that serves now has it.
+    /// Something of a subscription as the release that serves now has it, or a bridge.
     fn subscription<T>(&self, id: &SubscriptionId, get: impl FnOnce(&Subscription) -> T) -> Option<T> {
+        if let Some(bridge) = self.bridges.get(&id.service) {
+            return bridge.outs().iter().find(|out| out.subject == id.pattern).map(get);
+        }
         let live = self.catalog.snapshot();
         let mut subscriptions = live.get(&id.service)?.sandbox().subscriptions.iter();
         subscriptions.find(|subscription| subscription.subject == id.pattern).map(get)
@@ -141,7 +157,7 @@ impl Queue {
     }
 
     async fn work(self, home: Thread, feed: Feed, stop: CancellationToken) {
-        let attempt = Arc::new(Attempt::new(self.id.clone(), Arc::clone(&self.queues)));
+        let attempt = Arc::new(Attempt::new(self.id.clone(), Arc::clone(&self.queues), stop.clone()));
         let mut crew = Crew::gather(&attempt, &self.queues.threads, &home);
         let (mut deliveries, reading) = read(feed);
         let mut lanes = Lanes::new(QUEUE_WAITING_MAX, QUEUE_HELD_MAX);
@@ -155,7 +171,7 @@ impl Queue {
             }
             if !handled.is_empty() && settling.len() < SETTLES_MAX {
                 let done = std::mem::take(&mut handled);
-                settling.push(attempt.settle(done, Verdict::Done, &stop));
+                settling.push(attempt.settle(done, Verdict::Done));
             }
             let due = lanes.next_due().filter(|_| crew.at_work() < places);
             tokio::select! {
@@ -166,7 +182,7 @@ impl Queue {
                 Some((delivery, found)) = crew.next() => match attempt.judge(delivery, found) {
                     Next::Settle(delivery, Verdict::Done) => handled.push(delivery),
                     Next::Settle(delivery, verdict) => {
-                        settling.push(attempt.settle(vec![delivery], verdict, &stop));
+                        settling.push(attempt.settle(vec![delivery], verdict));
                     }
                     Next::Lanes(outcome) => outcome.tell(&mut lanes),
                 },
@@ -180,10 +196,10 @@ impl Queue {
         reading.abort();
         while let Some((delivery, found)) = crew.next().await {
             if let Next::Settle(delivery, verdict) = attempt.judge(delivery, found) {
-                settling.push(attempt.settle(vec![delivery], verdict, &stop));
+                settling.push(attempt.settle(vec![delivery], verdict));
             }
         }
-        settling.push(attempt.settle(handled, Verdict::Done, &stop));
+        settling.push(attempt.settle(handled, Verdict::Done));
         while settling.next().await.is_some() {}
     }
 

@@ -23,33 +23,40 @@ pub struct Messaging {
 pub struct Subscription {
     pub subject: Pattern,
     /// Attempts at one message before it is a dead letter.
-    #[serde(default = "max_attempts")]
+    #[serde(default = "subscription_defaults::max_attempts")]
     pub max_attempts: NonZeroU32,
     /// Messages at work at the same time.
-    #[serde(default = "concurrency")]
+    #[serde(default = "subscription_defaults::concurrency")]
     pub concurrency: NonZeroU32,
     /// The pause after the first failed attempt; it doubles with each further one.
-    #[serde(default = "retry_after")]
+    #[serde(default = "subscription_defaults::retry_after")]
     pub retry_after: Span,
     /// The longest pause.
-    #[serde(default = "retry_after_max")]
+    #[serde(default = "subscription_defaults::retry_after_max")]
     pub retry_after_max: Span,
 }
 
-fn max_attempts() -> NonZeroU32 {
-    NonZeroU32::new(8).unwrap_or(NonZeroU32::MIN)
-}
+/// What a subscription has unless it says otherwise.
+pub mod subscription_defaults {
+    use std::num::NonZeroU32;
 
-fn concurrency() -> NonZeroU32 {
-    NonZeroU32::new(8).unwrap_or(NonZeroU32::MIN)
-}
+    use crate::limits::Span;
 
-const fn retry_after() -> Span {
-    Span::seconds(1)
-}
+    pub fn max_attempts() -> NonZeroU32 {
+        NonZeroU32::new(8).unwrap_or(NonZeroU32::MIN)
+    }
 
-const fn retry_after_max() -> Span {
-    Span::seconds(300)
+    pub fn concurrency() -> NonZeroU32 {
+        NonZeroU32::new(8).unwrap_or(NonZeroU32::MIN)
+    }
+
+    pub const fn retry_after() -> Span {
+        Span::seconds(1)
+    }
+
+    pub const fn retry_after_max() -> Span {
+        Span::seconds(300)
+    }
 }
 
 /// A message that the host publishes again and again, in the service's name.

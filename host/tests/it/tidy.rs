@@ -196,12 +196,17 @@ fn the_command_line_knows_the_control_plane_and_nothing_below_it() {
 }
 
 /// A foreign crate's name, or its beginning if it ends with `*`, and where it may be used.
-const FENCES: [(&str, &[&str]); 13] = [
+const FENCES: [(&str, &[&str]); 18] = [
     ("hyper*", &["ingress", "capability/outbound", "control/admin", "cli/client"]),
     ("sqlx", &["control/journal", "capability/sql", "capability/messaging/log"]),
     ("croner", &["manifest/messaging", "ingress/schedule"]),
     ("jiff", &["manifest/messaging", "ingress/schedule"]),
     ("async_nats", &["capability/messaging/nats"]),
+    ("lapin", &["capability/messaging/bridge/rabbitmq"]),
+    ("async_rs", &["capability/messaging/bridge/rabbitmq/wire"]),
+    ("async_compat", &["capability/messaging/bridge/rabbitmq/wire"]),
+    ("tokio_rustls", &["capability/messaging/bridge/rabbitmq/wire"]),
+    ("futures_io", &["capability/messaging/bridge/rabbitmq/wire"]),
     ("libsqlite3_sys", &["capability/sql/sqlite/guard"]),
     ("wasmtime*", &["runtime", "capability", "control/deploy/prepare", "ingress/request"]),
     ("wasmparser", &["runtime/engine"]),

@@ -103,6 +103,36 @@ impl Publisher {
         published
     }
 
+    /// A message that a bridge brings in, before it is published. It may come again with the same id.
+    ///
+    /// # Errors
+    /// As the contract says.
+    pub fn brought(&self, draft: Draft, origin: &Origin, id: MessageId) -> Result<Message, Error> {
+        let message = self.message(draft, origin);
+        if let Err(error) = &message
+            && !matches!(error, Error::TooMany)
+        {
+            self.metrics.published(outcome(error));
+        }
+        Ok(Message { id, may_come_again: true, ..message? })
+    }
+
+    /// Publishes what a bridge brings in, in this order; it is durable when this is done.
+    ///
+    /// # Errors
+    /// When there is no room, or the log does not answer. Some may have been published.
+    pub async fn bring_in(&self, messages: Vec<Message>) -> Result<(), Error> {
+        let spans: Vec<(Span, MessageId)> = messages
+            .iter()
+            .map(|message| (self.span(message.subject.as_str(), message.body.len()), message.id.clone()))
+            .collect();
+        let published = self.messages.publish(messages).await.map_err(explain);
+        for (span, id) in &spans {
+            self.observe(span, published.as_ref().map(|()| id));
+        }
+        published
+    }
+
     /// What OpenTelemetry's conventions want to know of a message on its way out. Nothing of it is made while nobody
     /// listens.
     fn span(&self, subject: &str, bytes: usize) -> Span {
@@ -282,9 +312,13 @@ impl Publisher {
     }
 }
 
+/// Whether a header can be one of a message.
+pub fn is_header(name: &str, value: &str) -> bool {
+    name.parse::<http::HeaderName>().is_ok() && http::HeaderValue::from_str(value).is_ok()
+}
+
 fn check_header(name: &str, value: &str) -> Result<(), Error> {
-    let is_name = name.parse::<http::HeaderName>().is_ok();
-    if !is_name || http::HeaderValue::from_str(value).is_err() {
+    if !is_header(name, value) {
         let shown: String = name.chars().take(80).collect();
         return Err(Error::Invalid(format!("header `{shown}`: give a name and a value as HTTP has them")));
     }

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::problem::AdminError;
 use super::{Shared, refuse_while_draining, upload, who};
 use crate::capability::messaging::bindings::{DeliveryTime, Draft, Error};
+use crate::capability::messaging::bridge::Bridge;
 use crate::capability::messaging::message::Headers;
 use crate::capability::messaging::publisher::Origin;
 use crate::capability::messaging::{Backlog, DeadLetter, DeadRow, FailedAttempt, LogError, Messages, Moved};
@@ -27,7 +28,7 @@ use crate::subject::{Pattern, Subject};
 pub(super) struct BacklogRow {
     #[serde(flatten)]
     backlog: Backlog,
-    /// Whether the service is there to handle them.
+    /// Whether the service is there to handle them, or the bridge to send them.
     deployed: bool,
     /// Over the last minute.
     handled_per_second: f64,
@@ -43,11 +44,35 @@ pub(super) async fn backlogs(State(shared): State<Shared>) -> Result<Json<Vec<Ba
         .map(|row| row.service)
         .collect();
     let row = |backlog: Backlog| BacklogRow {
-        deployed: serving.contains(&backlog.service),
+        deployed: serving.contains(&backlog.service) || admin.bridges.get(&backlog.service).is_some(),
         handled_per_second: admin.metrics.handled_per_second(&backlog.service, &backlog.subject),
         backlog,
     };
     Ok(Json(admin.messages.backlogs().await?.into_iter().map(row).collect()))
+}
+
+/// One row of `GET /v1/bridges`.
+#[derive(Serialize)]
+pub(super) struct BridgeRow {
+    bridge: ServiceName,
+    broker: &'static str,
+    address: String,
+    /// Why it cannot be used; none while it can.
+    trouble: Option<String>,
+    subjects: Vec<Pattern>,
+    queues: Vec<String>,
+}
+
+pub(super) async fn bridges(State(shared): State<Shared>) -> Json<Vec<BridgeRow>> {
+    let row = |bridge: &Arc<Bridge>| BridgeRow {
+        bridge: bridge.name().clone(),
+        broker: bridge.system(),
+        address: bridge.address(),
+        trouble: bridge.trouble(),
+        subjects: bridge.outs().iter().map(|out| out.subject.clone()).collect(),
+        queues: bridge.queues().map(str::to_owned).collect(),
+    };
+    Json(shared.admin.bridges.iter().map(row).collect())
 }
 
 /// Counts what waits, for the page of metrics, which comes whether that works or not.

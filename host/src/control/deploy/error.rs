@@ -35,6 +35,8 @@ pub enum DeployError {
         "the manifest has no `[[route]]` and no `[[subscription]]`, so nothing would reach the service; add a route with `path = \"/...\"`"
     )]
     NoRoute,
+    #[error("a bridge of `stoa.toml` has the name `{0}`; give the service another one")]
+    NameOfABridge(ServiceName),
     #[error("{count} routes are more than the host takes of one service (`routes_per_service` = {max})")]
     TooManyRoutes { count: usize, max: u32 },
     #[error("{max} services are deployed, which is the host's limit (`services`)")]
@@ -86,6 +88,7 @@ impl DeployError {
             | Self::NotDeployed(_)
             | Self::NoDatabase(_) => "fetch",
             Self::NoRoute
+            | Self::NameOfABridge(_)
             | Self::TooManyRoutes { .. }
             | Self::TooManyServices { .. }
             | Self::Route(_)
@@ -127,7 +130,7 @@ impl DeployError {
             Self::NotDeployed(_) | Self::NoSuchRelease { .. } | Self::NothingToRollBackTo(_) => {
                 StatusCode::NOT_FOUND
             }
-            Self::Conflict(_) => StatusCode::CONFLICT,
+            Self::Conflict(_) | Self::NameOfABridge(_) => StatusCode::CONFLICT,
             _ => StatusCode::UNPROCESSABLE_ENTITY,
         }
     }

@@ -105,6 +105,9 @@ impl Deployer {
 
     fn check(&self, manifest: &Manifest) -> Result<Vec<Route>, DeployError> {
         let limits = &self.parts.limits;
+        if self.parts.bridges.contains(&manifest.name) {
+            return Err(DeployError::NameOfABridge(manifest.name.clone()));
+        }
         let count = manifest.routes.len();
         if count == 0 && manifest.subscriptions.is_empty() {
             return Err(DeployError::NoRoute);

@@ -23,9 +23,10 @@ use crate::runtime::release::Release;
 
 /// How a subscription's messages are tried.
 pub struct Attempt {
-    id: SubscriptionId,
-    queues: Arc<Queues>,
-    metrics: QueueMetrics,
+    pub(super) id: SubscriptionId,
+    pub(super) queues: Arc<Queues>,
+    pub(super) metrics: QueueMetrics,
+    pub(super) stop: CancellationToken,
 }
 
 /// What became of an attempt, for the lanes.
@@ -70,9 +71,10 @@ pub enum Found {
 }
 
 impl Attempt {
-    pub fn new(id: SubscriptionId, queues: Arc<Queues>) -> Self {
+    /// `stop` ends what would wait for better times.
+    pub fn new(id: SubscriptionId, queues: Arc<Queues>, stop: CancellationToken) -> Self {
         let metrics = queues.metrics.for_queue(&id.service, id.pattern.as_str());
-        Self { id, queues, metrics }
+        Self { id, queues, metrics, stop }
     }
 
     /// What is to be done with a message of which this was found out.
@@ -100,6 +102,9 @@ impl Attempt {
         if self.queues.messages.is_too_old(&message) {
             let dead_max = self.dead_max();
             return Ok(Found::Verdict(Verdict::Bury { reason: TOO_OLD.to_owned(), dead_max }));
+        }
+        if let Some(bridge) = self.queues.bridges.get(&self.id.service) {
+            return Ok(self.hand_over(bridge, delivery, &message).await);
         }
         let Some(lease) = self.lease() else { return Ok(Found::Postponed) };
         let Ok(permit) = lease.gate().enter().await else { return Ok(Found::Postponed) };
@@ -200,6 +205,9 @@ impl Attempt {
     }
 
     fn dead_max(&self) -> u32 {
+        if let Some(bridge) = self.queues.bridges.get(&self.id.service) {
+            return bridge.limits().dead_letters;
+        }
         self.lease().map_or(u32::MAX, |lease| lease.sandbox().limits.dead_letters)
     }
 
@@ -222,7 +230,7 @@ impl Attempt {
     }
 
     /// What becomes of a message that was not handled.
-    fn answer(
+    pub(super) fn answer(
         &self,
         with: &Subscription,
         delivery: &Delivery,
@@ -272,12 +280,7 @@ impl Attempt {
 
     /// Tells the log of one message, or of several that were handled. Until that has worked, nothing else of their keys
     /// begins.
-    pub async fn settle(
-        &self,
-        mut deliveries: Vec<Delivery>,
-        mut verdict: Verdict,
-        stop: &CancellationToken,
-    ) -> Vec<Outcome> {
+    pub async fn settle(&self, mut deliveries: Vec<Delivery>, mut verdict: Verdict) -> Vec<Outcome> {
         let mut pause = SETTLE_PAUSE;
         loop {
             match self.queues.messages.settle(&self.id, &deliveries, &verdict).await {
@@ -300,12 +303,12 @@ impl Attempt {
             }
             tokio::select! {
                 () = tokio::time::sleep(pause) => {}
-                () = stop.cancelled() => break,
+                () = self.stop.cancelled() => break,
             }
             pause = (pause * 2).min(SETTLE_PAUSE_MAX);
         }
         match verdict {
-            Verdict::Retry { due_at, .. } if !stop.is_cancelled() => {
+            Verdict::Retry { due_at, .. } if !self.stop.is_cancelled() => {
                 for delivery in &mut deliveries {
                     delivery.failed += 1;
                     delivery.due_at = due_at;

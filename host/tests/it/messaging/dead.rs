@@ -12,6 +12,7 @@ stages! {
         dead_letters_have_a_limit_and_what_is_beyond_waits,
         a_release_without_a_subscription_makes_dead_letters_of_what_waits,
     ],
+    between: [a_dead_letter_tells_every_failure_in_order],
 }
 
 async fn a_dead_letter_tells_every_failure_in_order(stage: Stage) {

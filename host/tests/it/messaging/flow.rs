@@ -16,6 +16,12 @@ stages! {
         a_service_of_subscriptions_only_handles_messages,
         a_message_to_nobody_is_accepted_and_kept_nowhere,
     ],
+    between: [
+        a_message_comes_with_everything_that_it_was_published_with,
+        a_message_of_a_message_goes_on_with_its_request,
+        a_pattern_gets_what_it_fits_and_nothing_else,
+        everybody_who_subscribes_gets_a_message,
+    ],
 }
 
 const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
@@ -43,7 +49,8 @@ async fn a_message_comes_with_everything_that_it_was_published_with(stage: Stage
     request.headers_mut().insert("x-request-id", "request-4711".parse().expect("a value"));
     let trace = format!("00-{TRACE}-00f067aa0ba902b7-01");
     request.headers_mut().insert("traceparent", trace.parse().expect("a value"));
-    let id = world.host.send(request).await.json()["id"].as_str().expect("an id").to_owned();
+    let answer = world.host_of(&world.publisher).send(request).await;
+    let id = world.seen_id(answer.json()["id"].as_str().expect("an id"));
 
     let message = world.prints(&world.subscriber, &id).await;
     let found = ["subject", "subscription", "key", "body", "attempt"].map(|name| &message[name]);
@@ -52,7 +59,7 @@ async fn a_message_comes_with_everything_that_it_was_published_with(stage: Stage
     assert_eq!([header(&message, "color"), header(&message, "Color")], [["red"], ["blue"]], "{message}");
     assert_eq!(header(&message, "empty"), [""], "{message}");
     assert_eq!(header(&message, "x-request-id"), ["request-4711"], "{message}");
-    assert_eq!(header(&message, "stoa-publisher"), [world.publisher.as_str()], "{message}");
+    assert_eq!(header(&message, "stoa-publisher"), [world.seen_publisher()], "{message}");
     let traces = header(&message, "traceparent");
     assert!(traces.len() == 1 && traces[0].starts_with(&format!("00-{TRACE}-")), "{message}");
     let published_at = message["published_at"].as_i64().expect("a moment");
@@ -75,7 +82,7 @@ async fn a_message_of_a_message_goes_on_with_its_request(stage: Stage) {
         let mut request = post(&world.publisher, "/publish", &draft);
         let request_id = format!("request-of-{verb}");
         request.headers_mut().insert("x-request-id", request_id.parse().expect("a value"));
-        assert_eq!(world.host.send(request).await.status, 200);
+        assert_eq!(world.host_of(&world.publisher).send(request).await.status, 200);
         let message = until("the second message is printed", async || {
             let printed = world.printed(&world.subscriber).await;
             printed.into_iter().find(|message| header(message, "x-request-id") == [request_id.as_str()])

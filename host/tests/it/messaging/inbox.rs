@@ -13,6 +13,11 @@ stages! {
         what_a_handler_has_not_committed_is_tried_again,
         kill_9_in_the_middle_of_many_messages_does_nothing_twice,
     ],
+    between: [
+        what_a_handler_has_committed_is_done_once_however_it_ends,
+        what_a_handler_has_not_committed_is_tried_again,
+        kill_9_in_the_middle_of_many_messages_does_nothing_twice,
+    ],
 }
 
 async fn what_a_handler_has_committed_is_done_once_however_it_ends(stage: Stage) {

@@ -12,6 +12,7 @@ stages! {
         a_handler_that_outlives_the_drain_deadline_is_cut_and_its_message_comes_again,
         a_subscription_that_a_new_release_adds_gets_messages_from_then_on,
     ],
+    between: [the_messages_of_an_undeployed_service_wait_for_it],
 }
 
 async fn a_swap_lets_a_handler_finish_and_gives_new_messages_to_the_new_release(stage: Stage) {

@@ -17,6 +17,7 @@ stages! {
         messages_of_one_key_are_not,
         a_subscription_handles_no_more_at_the_same_time_than_it_says,
     ],
+    between: [each_key_keeps_its_order_across_retries_swaps_and_kill_9, messages_of_one_key_are_not],
 }
 
 const KEYS: usize = 8;
@@ -24,7 +25,7 @@ const EACH: usize = 300;
 
 /// One key's publisher: numbers in their order, on a connection of its own.
 async fn publish_in_order(world: &World, key: usize, count: &AtomicUsize) {
-    let mut connection = Connection::http1(world.host.http()).await;
+    let mut connection = Connection::http1(world.host_of(&world.publisher).http()).await;
     for n in 0..EACH {
         let order = match n % 10 {
             3 => json!({"do": "retry", "until": 2, "n": n}),

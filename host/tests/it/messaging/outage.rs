@@ -12,7 +12,7 @@ use crate::sql::place::Place;
 use crate::support::{Host, until};
 
 fn stage() -> Stage {
-    Stage { place: Place::files(), log: Log::File }
+    Stage::on(Place::files(), Log::File)
 }
 
 /// A host with a publisher and a subscriber on a server of the test's own.

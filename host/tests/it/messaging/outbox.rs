@@ -18,6 +18,10 @@ stages! {
     ],
     sqlite: [the_boxes_are_not_for_the_services_own_statements],
     postgres: [a_forged_message_goes_no_further_than_the_grant],
+    between: [
+        a_message_of_a_transaction_exists_exactly_if_that_commits,
+        messages_of_one_transaction_come_in_their_order,
+    ],
 }
 
 fn within(word: &str, end: &str) -> Json {

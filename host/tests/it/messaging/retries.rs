@@ -14,6 +14,11 @@ stages! {
         the_messages_of_a_key_wait_for_the_one_before_them,
         attempts_go_on_being_counted_after_a_restart,
     ],
+    between: [
+        a_message_is_tried_until_it_is_handled_and_its_attempts_are_counted,
+        the_messages_of_a_key_wait_for_the_one_before_them,
+        attempts_go_on_being_counted_after_a_restart,
+    ],
 }
 
 fn bodies(rows: &[Handled]) -> Vec<&str> {

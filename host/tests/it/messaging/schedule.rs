@@ -91,7 +91,7 @@ async fn a_release_without_the_schedule_ends_it(stage: Stage) {
 async fn missed(stage: Stage, how: &str) -> (World, Bundle) {
     let publisher = stage.publisher().with(&format!("{ONCE_A_YEAR}\nmissed = \"{how}\""));
     let subscriber = stage.subscriber("");
-    let World { host, publisher: name, subscriber, place, log } =
+    let World { host, outside, publisher: name, subscriber, place, log, between } =
         stage.serve("", &[publisher.clone(), subscriber]).await;
     let path = host.data_dir().join("messages.db");
     let options = || SqliteConnectOptions::new().filename(&path);
@@ -107,7 +107,7 @@ async fn missed(stage: Stage, how: &str) -> (World, Bundle) {
     sqlx::query("update ticks set at = ?").bind(ago).execute(&mut connection).await.expect("set it back");
     drop(connection);
     let host = setup.resume().await;
-    (World { host, publisher: name, subscriber, place, log }, publisher)
+    (World { host, outside, publisher: name, subscriber, place, log, between }, publisher)
 }
 
 async fn ticks_that_were_missed_are_one_message(stage: Stage) {

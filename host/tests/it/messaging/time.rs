@@ -15,6 +15,7 @@ stages! {
         a_message_that_fails_for_too_long_is_a_dead_letter,
         a_message_that_nobody_handles_in_time_is_a_dead_letter,
     ],
+    between: [a_delayed_message_comes_not_before_its_time],
 }
 
 fn in_us(ahead: Duration) -> i64 {

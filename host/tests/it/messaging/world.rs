@@ -6,6 +6,7 @@ use std::collections::HashSet;
 use serde_json::{Value as Json, json};
 
 use super::log::Log;
+use super::rabbitmq::{Broker, server_url};
 use crate::sql::place::{Place, keep_code};
 use crate::sql::world::{outcome, plain, post};
 use crate::support::{Answer, Bundle, Host, Setup, until};
@@ -14,15 +15,26 @@ use crate::support::{Answer, Bundle, Host, Setup, until};
 pub struct Stage {
     pub place: Place,
     pub log: Log,
+    /// Between the publisher's host and the subscriber's; without it they are on the same one.
+    between: Option<Between>,
+}
+
+/// What is between two hosts.
+pub struct Between {
+    broker: Broker,
+    queue: String,
 }
 
 /// The order of the fields is that of their end.
 pub struct World {
     pub host: Host,
+    /// The publisher's, if it is not the same.
+    pub outside: Option<Host>,
     pub publisher: String,
     pub subscriber: String,
     pub place: Place,
     pub log: Log,
+    pub between: Option<Between>,
 }
 
 /// A row of the table `handled`.
@@ -47,15 +59,28 @@ pub struct Dead {
 
 impl Stage {
     pub async fn sqlite(_test: &str) -> Option<Self> {
-        Some(Self { place: Place::files(), log: Log::File })
+        Some(Self::on(Place::files(), Log::File))
     }
 
     pub async fn postgres(test: &str) -> Option<Self> {
-        Some(Self { place: Place::server(test).await?, log: Log::File })
+        Some(Self::on(Place::server(test).await?, Log::File))
     }
 
     pub async fn nats(test: &str) -> Option<Self> {
-        Some(Self { place: Place::files(), log: Log::server(test).await? })
+        Some(Self::on(Place::files(), Log::server(test).await?))
+    }
+
+    pub async fn rabbitmq(test: &str) -> Option<Self> {
+        let broker = Broker::find(test).await?;
+        let queue = broker.queue("between");
+        let client = broker.client().await;
+        client.declare(&queue).await;
+        client.bind(&queue, &broker.exchange(), "test.#").await;
+        Some(Self { between: Some(Between { broker, queue }), ..Self::on(Place::files(), Log::File) })
+    }
+
+    pub fn on(place: Place, log: Log) -> Self {
+        Self { place, log, between: None }
     }
 
     /// A fixture as a service that may publish below `test`, with the tables that it records in.
@@ -107,15 +132,35 @@ impl Stage {
     pub async fn serve_on(self, setup: Setup, bundles: &[Bundle]) -> World {
         let publisher = self.publisher();
         let mut all = bundles.to_vec();
-        if !all.iter().any(|bundle| bundle.name == publisher.name) {
+        let (mut setup, mut outside) = (setup, None);
+        if let Some(Between { broker, queue }) = &self.between {
+            let out = format!(
+                "[[bridge]]\nname = \"out\"\nrabbitmq = \"{}\"\n[[bridge.out]]\nsubject = \"test.>\"\n\
+                 exchange = \"{}\"\nretry_after = \"10ms\"",
+                server_url(),
+                broker.exchange()
+            );
+            let from = format!(
+                "[[bridge]]\nname = \"{BRIDGE_IN}\"\nrabbitmq = \"{}\"\n[[bridge.in]]\nqueue = \"{queue}\"\n\
+                 publish = [\"test.>\"]",
+                server_url()
+            );
+            let theirs = self.setup().config(&out);
+            outside = Some(theirs.start(std::slice::from_ref(&publisher)).await);
+            setup = setup.config(&from);
+        } else if !all.iter().any(|bundle| bundle.name == publisher.name) {
             all.push(publisher.clone());
         }
         let host = setup.start(&all).await;
         keep_code(&host.data_dir().join("compiled"));
         let subscriber = bundles.last().map(|bundle| bundle.name.clone()).unwrap_or_default();
-        World { host, publisher: publisher.name, subscriber, place: self.place, log: self.log }
+        let Self { place, log, between } = self;
+        World { host, outside, publisher: publisher.name, subscriber, place, log, between }
     }
 }
+
+/// The bridge by which messages come to the subscriber's host.
+const BRIDGE_IN: &str = "in";
 
 /// A `[[subscription]]`. A failed message is tried again soon, unless the keys say otherwise.
 pub fn subscription(subject: &str, keys: &str) -> String {
@@ -126,15 +171,42 @@ pub fn subscription(subject: &str, keys: &str) -> String {
 impl World {
     /// The same with another stage of its host, such as after a `kill -9`.
     pub async fn killed(self) -> Self {
-        Self { host: self.host.kill9().resume().await, ..self }
+        let setups = (self.host.kill9(), self.outside.map(Host::kill9));
+        let outside = match setups.1 {
+            Some(setup) => Some(setup.resume().await),
+            None => None,
+        };
+        Self { host: setups.0.resume().await, outside, ..self }
     }
 
     pub async fn restarted(self) -> Self {
-        Self { host: self.host.restart().await, ..self }
+        let outside = match self.outside {
+            Some(outside) => Some(outside.restart().await),
+            None => None,
+        };
+        Self { host: self.host.restart().await, outside, ..self }
+    }
+
+    /// The host that a service is on.
+    pub fn host_of(&self, service: &str) -> &Host {
+        self.outside.as_ref().filter(|_| service == self.publisher).unwrap_or(&self.host)
+    }
+
+    /// Who has published what the publisher has, as the subscriber sees it.
+    pub fn seen_publisher(&self) -> &str {
+        if self.between.is_some() { BRIDGE_IN } else { &self.publisher }
+    }
+
+    /// The id of a message of the publisher's, as the subscriber sees it.
+    pub fn seen_id(&self, id: &str) -> String {
+        match &self.between {
+            Some(Between { queue, .. }) => format!("{BRIDGE_IN}/{queue}/{id}"),
+            None => id.to_owned(),
+        }
     }
 
     pub async fn ask(&self, service: &str, path: &str, body: &Json) -> Answer {
-        self.host.send(post(service, path, body)).await
+        self.host_of(service).send(post(service, path, body)).await
     }
 
     /// What of the contract came of it.
@@ -144,7 +216,7 @@ impl World {
 
     pub async fn try_publish(&self, draft: &Json) -> Result<String, Json> {
         let done = self.outcome(&self.publisher, "/publish", draft).await?;
-        Ok(done["id"].as_str().expect("an id").to_owned())
+        Ok(self.seen_id(done["id"].as_str().expect("an id")))
     }
 
     /// Publishes what must be accepted; answers its id.
@@ -166,7 +238,13 @@ impl World {
     pub async fn publish_in(&self, ask: &Json) -> Vec<Json> {
         let outcome = self.outcome(&self.publisher, "/publish-in", ask).await;
         let outcomes = outcome.unwrap_or_else(|error| panic!("the transaction was not begun: {error}"));
-        outcomes.as_array().expect("a list").clone()
+        let mut outcomes = outcomes.as_array().expect("a list").clone();
+        for outcome in &mut outcomes {
+            if let Some(id) = outcome["id"].as_str() {
+                outcome["id"] = self.seen_id(id).into();
+            }
+        }
+        outcomes
     }
 
     /// The rows of a statement of a service's.
