@@ -273,6 +273,9 @@ pub const EPOCH_TICK: Duration = Duration::from_millis(1);
 /// The epoch's tick while no guest computes for that long: what the first turn may take.
 pub const EPOCH_TICK_AT_REST: Duration = Duration::from_millis(4);
 
+/// How often in a row a guest that has only made way goes on at once; then other requests of its thread get a turn.
+pub const GUEST_TURNS_MAX: u32 = 32;
+
 /// Guest frames of a trap's backtrace that the log shows.
 pub const BACKTRACE_FRAMES_MAX: usize = 20;
 
@@ -390,6 +393,10 @@ pub const SQL_SLOW_STATEMENT: Duration = Duration::from_millis(500);
 
 /// How long a connection to a database may idle beside others that are enough.
 pub const SQL_IDLE_MAX: Duration = Duration::from_secs(60);
+
+/// How much longer one may have waited for a connection than another one that gets it, because it is that one's thread
+/// which has it open.
+pub const SQL_OVERTAKE_MAX: Duration = Duration::from_millis(1);
 
 /// Rows of a stream that are handed to a guest in one piece.
 pub const SQL_PIECE_ROWS: usize = 128;

@@ -33,6 +33,9 @@ pub struct Options {
     /// The database; PostgreSQL is found by STOA_TEST_POSTGRES_URL
     #[arg(long, value_enum, default_value_t = Backend::Both)]
     backend: Backend,
+    /// Only this statement, by its name in the table [default: all]
+    #[arg(long, value_parser = KINDS.iter().map(|kind| kind.name).collect::<Vec<_>>())]
+    statement: Option<String>,
     /// Turns of each service per kind of statement
     #[arg(long, default_value_t = 3)]
     rounds: usize,
@@ -45,6 +48,12 @@ pub struct Options {
     /// Threads of the load generator
     #[arg(long, default_value_t = 1)]
     load_threads: usize,
+}
+
+impl Options {
+    fn has(&self, kind: &requests::Kind) -> bool {
+        self.statement.as_ref().is_none_or(|name| name == kind.name)
+    }
 }
 
 const STOA: &str = "Stoa";
@@ -93,7 +102,7 @@ fn measure(backend: &str, options: &Options, place: Option<&Place>, report: &mut
         load_threads: options.load_threads,
     };
     for round in 0..options.rounds {
-        for (number, kind) in KINDS.iter().enumerate() {
+        for (number, kind) in KINDS.iter().enumerate().filter(|(_, kind)| options.has(kind)) {
             let targets = (kind.targets)();
             for index in 0..contenders.len() {
                 // Who comes second finds the machine as the other one has left it; so they change places.
@@ -107,6 +116,7 @@ fn measure(backend: &str, options: &Options, place: Option<&Place>, report: &mut
     let [stoa, native] = &contenders;
     let rows = KINDS.iter().zip(stoa.turns.iter().zip(&native.turns));
     let rows: Vec<_> = rows
+        .filter(|(kind, _)| options.has(kind))
         .map(|(kind, (stoa, native))| Row { kind, stoa: Summary::of(stoa), native: Summary::of(native) })
         .collect();
     println!("### {backend}\n");

@@ -8,6 +8,7 @@
 mod body;
 mod guest;
 mod message;
+mod turns;
 mod work;
 
 use std::ops::Deref;

@@ -58,11 +58,6 @@ pub struct Watch {
 }
 
 impl Watch {
-    /// Whether the call has had to wait before.
-    pub fn is_armed(&self) -> bool {
-        self.timer.is_some()
-    }
-
     /// Ready once the deadline has passed.
     pub fn poll_passed(&mut self, deadline: &Deadline, cx: &mut Context<'_>) -> Poll<()> {
         let timer = self.timer.get_or_insert_with(|| {

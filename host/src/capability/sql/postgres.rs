@@ -26,7 +26,7 @@ pub use self::tenant::TenantError;
 use self::value::Reader;
 use super::bindings::{Access, Error, Problem};
 use super::connection::{Broken, Call, Connection, Rows};
-use super::pool::Pool;
+use super::pool::{Kept, Pool, here};
 use super::statement::Statement;
 use crate::limits::{POSTGRES_STATEMENT_TIMEOUT, ServiceLimits};
 use crate::name::ServiceName;
@@ -46,6 +46,8 @@ pub struct PostgresDatabase {
 pub struct Link {
     connection: PgConnection,
     backend: Backend,
+    /// The runtime in which it was opened, which watches its socket.
+    home: Option<tokio::runtime::Id>,
     server: Arc<Server>,
     pool: Weak<Pool<Link>>,
     row_bytes_max: u64,
@@ -94,7 +96,7 @@ impl PostgresDatabase {
         // For all of it: when the server hangs, a wait and a login of their own would outlast the request.
         let deadline = tokio::time::Instant::now() + limit;
         let mut place = self.pool.place(limit).await.ok_or(Error::Unavailable)?;
-        if let Some(mut link) = place.idle.take() {
+        if let Some(mut link) = place.take_idle() {
             if let Ok(true) = timeout_at(deadline, link.is_alive()).await {
                 return Ok(place.with(link).into());
             }
@@ -135,6 +137,7 @@ impl PostgresDatabase {
         Ok(Link {
             connection,
             backend: Backend { pid, since, role: self.options.get_username().to_owned() },
+            home: here(),
             server: Arc::clone(&self.server),
             pool: Arc::downgrade(&self.pool),
             row_bytes_max: self.limits.sql_result.get(),
@@ -150,6 +153,12 @@ impl PostgresDatabase {
     /// Connections in use and idle.
     pub fn connections(&self) -> (u32, u32) {
         self.pool.count()
+    }
+}
+
+impl Kept for Link {
+    fn home(&self) -> Option<tokio::runtime::Id> {
+        self.home
     }
 }
 

@@ -26,7 +26,7 @@ use tokio::task::coop::consume_budget;
 use self::guard::Control;
 use super::bindings::{Access, Column, ConstraintKind, Error, Problem, Violation};
 use super::connection::{Broken, Call, Connection, Rows};
-use super::pool::Pool;
+use super::pool::{Kept, Pool};
 use crate::limits::{
     SQLITE_AHEAD_BYTES, SQLITE_AHEAD_ROWS_MAX, SQLITE_AHEAD_ROWS_MIN, SQLITE_BUSY_TIMEOUT, ServiceLimits,
 };
@@ -71,7 +71,7 @@ impl SqliteDatabase {
         };
         let mut place =
             pool.place(self.limits.sql_connection_timeout.get()).await.ok_or(Error::Unavailable)?;
-        let link = match place.idle.take() {
+        let link = match place.take_idle() {
             Some(link) => link,
             None => self.open(access).await.map_err(|error| {
                 tracing::error!(path = %self.path.display(), %error, "cannot open a service's database");
@@ -112,6 +112,13 @@ impl SqliteDatabase {
     pub fn connections(&self) -> (u32, u32) {
         let ((writing, writers), (reading, readers)) = (self.writer.count(), self.readers.count());
         (writing + reading, writers + readers)
+    }
+}
+
+impl Kept for Link {
+    /// It is a thread of its own, which wakes whoever waits for it.
+    fn home(&self) -> Option<tokio::runtime::Id> {
+        None
     }
 }
 

@@ -1,7 +1,7 @@
 //! The response body, which drives its guest.
 
 use std::pin::Pin;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 
 use bytes::Bytes;
 use http::Response;
@@ -49,11 +49,13 @@ impl Body {
 
     /// What the guest has written, or else what it writes when it gets to go on.
     fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        if let Poll::Ready(piece) = self.poll_written(cx) {
+        let working = self.work.as_ref().is_some_and(|work| !work.is_over());
+        // What the guest writes when it is polled next needs not wake the task that polls it.
+        let mut unheard = Context::from_waker(Waker::noop());
+        if let Poll::Ready(piece) = self.poll_written(if working { &mut unheard } else { cx }) {
             return Poll::Ready(piece);
         }
-        let working = self.work.as_mut().filter(|work| !work.is_over());
-        let Some(ended) = working.map(|work| work.poll(cx)) else {
+        let Some(ended) = self.work.as_mut().filter(|_| working).map(|work| work.poll(cx)) else {
             return left_behind(cx);
         };
         match (ended, self.poll_written(cx)) {

@@ -7,6 +7,7 @@ use std::time::Instant;
 use http_body::Body as _;
 use wasmtime_wasi_http::WasiBody;
 
+use super::turns::Turns;
 use super::{CallError, Held};
 use crate::runtime::deadline::{Deadline, Watch};
 use crate::runtime::release::Sandbox;
@@ -17,6 +18,7 @@ type Guest = Pin<Box<dyn Future<Output = Result<(), CallError>> + Send>>;
 /// The guest's side of a call, and what it holds.
 pub(super) struct Work {
     guest: Option<Guest>,
+    turns: Turns,
     response_end: ResponseEnd,
     deadline: Deadline,
     watch: Watch,
@@ -33,7 +35,7 @@ impl Work {
         over_at: Instant,
     ) -> Self {
         let guest = Some(Box::pin(guest) as Guest);
-        Self { guest, response_end, deadline, watch: Watch::default(), over_at, held }
+        Self { guest, turns: Turns::new(), response_end, deadline, watch: Watch::default(), over_at, held }
     }
 
     pub(super) fn sandbox(&self) -> &Sandbox {
@@ -47,12 +49,7 @@ impl Work {
     /// Drives the guest. When it is over, its instance is back in the pool or gone.
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), CallError>> {
         let Some(guest) = &mut self.guest else { return Poll::Ready(Ok(())) };
-        let mut polled = guest.as_mut().poll(cx);
-        if polled.is_pending() && !self.watch.is_armed() {
-            // A guest often wakes itself within its first poll: a second look is cheaper than a timer.
-            polled = guest.as_mut().poll(cx);
-        }
-        let ended = match polled {
+        let ended = match self.turns.poll(cx, |cx| guest.as_mut().poll(cx)) {
             Poll::Ready(ended) => ended,
             Poll::Pending => {
                 ready!(self.watch.poll_passed(&self.deadline, cx));

@@ -353,6 +353,7 @@ async fn an_attempt_and_a_publish_are_spans(stage: Stage) {
     let rejected = world.order("test.x", json!({"do": "reject"})).await;
     world.dies(&rejected).await;
     assert!(world.try_publish(&json!({"subject": "secret.x"})).await.is_err());
+    // The last line that is looked for; the log is written beside the requests.
     world.host.logs("\"error.type\":\"refused\"").await;
     let log = world.host.log();
     let lines: Vec<Json> = log.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();

@@ -7,7 +7,7 @@ use std::time::Duration;
 use sqlx::postgres::{PgConnectOptions, PgConnection};
 use sqlx::{ConnectOptions as _, Connection as _};
 
-use super::super::pool::{Pool, Pooled};
+use super::super::pool::{Kept, Pool, Pooled};
 use crate::limits::{POSTGRES_ADMIN_CONNECTIONS, POSTGRES_ADMIN_TIMEOUT, POSTGRES_PING_TIMEOUT};
 
 /// One server, and one database of it, for all services of a host.
@@ -39,6 +39,13 @@ pub struct Backend {
     pub role: String,
 }
 
+impl Kept for PgConnection {
+    /// There are few, for what is seldom done.
+    fn home(&self) -> Option<tokio::runtime::Id> {
+        None
+    }
+}
+
 /// A backend of the role that it was opened for, since the same moment.
 const TERMINATE: &str = "select pg_catalog.pg_terminate_backend(pid) from pg_catalog.pg_stat_activity \
     where pid = $1 and backend_start::text = $2 and usename = $3";
@@ -58,7 +65,7 @@ impl Server {
     /// A connection of the host's own role. It must be put back only when it is in no transaction.
     pub(super) async fn admin(&self) -> Result<Pooled<PgConnection>, sqlx::Error> {
         let mut place = self.admins.place(POSTGRES_ADMIN_TIMEOUT).await.ok_or(sqlx::Error::PoolTimedOut)?;
-        if let Some(mut idle) = place.idle.take() {
+        if let Some(mut idle) = place.take_idle() {
             if answers(&mut idle).await {
                 return Ok(place.with(idle));
             }
