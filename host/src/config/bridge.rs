@@ -145,6 +145,9 @@ impl OutConfig {
     }
 }
 
+/// Who has published what an operator did.
+const OPERATOR: &str = "operator";
+
 /// Bytes of a name in AMQP.
 const AMQP_NAME_BYTES_MAX: usize = 255;
 
@@ -157,6 +160,10 @@ pub(super) fn check(bridges: &[BridgeConfig], document: &Document<'_>) -> Result
         }
         if bridges.iter().take(index).any(|other| other.name == bridge.name) {
             return Err(place.refuse(&["name"], "another bridge has this name; choose another one"));
+        }
+        if bridge.name.as_str() == OPERATOR {
+            let problem = "what an operator publishes has this name; choose another one";
+            return Err(place.refuse(&["name"], problem));
         }
         let is_url = |url: &String| url.starts_with("amqp://") || url.starts_with("amqps://");
         match (&bridge.rabbitmq, &bridge.rabbitmq_env) {

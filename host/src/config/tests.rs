@@ -195,6 +195,10 @@ fn a_bridge_that_makes_no_sense_is_refused_with_line_and_key() {
         "line 3: `bridge.0.rabbitmq`: give a URL such as `amqp://user:password@host:5672/%2f`, or with `amqps`",
     );
     check(
+        "[[bridge]]\nname = 'operator'\nrabbitmq = 'amqp://a'",
+        "line 2: `bridge.0.name`: what an operator publishes has this name; choose another one",
+    );
+    check(
         "[[bridge]]\nname = 'a'",
         "line 2: `bridge.0.name`: say where the broker is: give `rabbitmq`, or `rabbitmq_env`",
     );

@@ -83,7 +83,10 @@ impl Inlet {
         loop {
             let Some(inbox) = stop.run_until_cancelled(self.bridge.receive(self.index)).await else { return };
             let ended = match inbox {
-                Ok(inbox) => self.pass_on(inbox, &mut pause, stop).await,
+                Ok(inbox) => {
+                    said.clear();
+                    self.pass_on(inbox, &mut pause, stop).await
+                }
                 Err(error) => Ended::Lost(error),
             };
             let Ended::Lost(error) = ended else { return };

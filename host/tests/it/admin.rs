@@ -169,8 +169,10 @@ async fn every_row_of_the_metrics_table_is_on_the_page_after_some_traffic() {
     let with_database = Bundle::of("sql").with("[database]");
     let tables = "[database]\n[messaging]\npublish = [\"a\"]\n[[subscription]]\nsubject = \"a\"";
     let with_messages = Bundle::of("messages").with(tables);
-    let host =
-        Host::start(&[Bundle::of("release_a"), Bundle::of("trap"), with_database, with_messages]).await;
+    let bridge = "[[bridge]]\nname = \"away\"\nrabbitmq = \"amqp://127.0.0.1:1\"\n\
+                  [[bridge.in]]\nqueue = \"q\"\npublish = [\"a\"]";
+    let bundles = [Bundle::of("release_a"), Bundle::of("trap"), with_database, with_messages];
+    let host = Setup::default().config(bridge).start(&bundles).await;
     let message = r#"{"subject":"a","body":"{\"do\":\"print\"}"}"#;
     let publish = request("POST", "messages", "/publish").header("content-type", "application/json");
     assert_eq!(host.send(publish.body(full(message)).expect("a request")).await.status, 200);

@@ -5,7 +5,7 @@ use lapin::types::{AMQPValue, FieldTable};
 use serde_json::json;
 
 use super::rabbitmq::{Broker, header, server_url};
-use super::world::{Stage, World};
+use super::world::{Stage, World, subscription};
 use crate::sql::world::post;
 use crate::support::{empty, until};
 
@@ -295,6 +295,41 @@ async fn a_message_with_an_id_comes_once_and_one_without_as_often_as_it_is_sent(
     let rows = world.settled().await;
     let count = |body: &str| rows.iter().filter(|row| row.body == body).count();
     assert_eq!((count("with"), count("without"), count("long")), (1, 3, 1), "{rows:?}");
+}
+
+#[tokio::test]
+async fn a_bridge_is_the_same_where_the_log_is_on_nats() {
+    let Some(broker) = Broker::find("a bridge where the log is on NATS").await else { return };
+    let Some(stage) = Stage::nats("a bridge where the log is on NATS").await else { return };
+    let (client, ours, theirs) = (broker.client().await, broker.queue("ours"), broker.queue("theirs"));
+    for (queue, key) in [(&ours, "test.in.#"), (&theirs, "test.out.#")] {
+        client.declare(queue).await;
+        client.bind(queue, &broker.exchange(), key).await;
+    }
+    let tables = format!("{}{}", out(&broker, "max_attempts = 2"), from(&ours, ""));
+    let subscriber = stage.service("messages", "sub").with(&subscription("test.in.>", ""));
+    let mut world = stage.serve(&bridge(&server_url(), &tables), &[subscriber]).await;
+    for n in 0..20 {
+        world.order_of("k", "test.out.x", json!({"n": n})).await;
+        for _ in 0..2 {
+            let properties = bare()
+                .with_message_id(n.to_string().as_str().into())
+                .with_headers(table(&[("stoa-key", "k")]));
+            client.publish(&broker.exchange(), "test.in.x", properties, &n.to_string()).await;
+        }
+    }
+    for n in 0..20 {
+        let got = client.next(&theirs).await;
+        assert_eq!(got.delivery.data, json!({"n": n}).to_string().into_bytes(), "in order");
+    }
+    let ids: Vec<String> = (0..20).map(|n| format!("{NAME}/{ours}/{n}")).collect();
+    let handled = world.records(&ids).await;
+    assert!(handled.iter().map(|row| &row.id).eq(&ids), "each once, in order: {handled:?}");
+    world.subscriber = NAME.to_owned();
+    client.delete(&theirs).await;
+    let lost = world.order("test.out.x", json!({})).await;
+    let letter = world.dies(&lost).await;
+    assert_eq!(letter.attempts, [1, 2], "{letter:?}");
 }
 
 #[tokio::test]

@@ -41,7 +41,10 @@ fn a_url_that_is_none_and_a_variable_that_is_not_set_are_refused() {
 async fn a_service_and_a_bridge_do_not_share_a_name() {
     let stage = Stage::sqlite("").await.expect("it needs no server");
     let publisher = stage.publisher();
-    let world = stage.serve(&out("shop", &away()), &[publisher.clone()]).await;
+    let world = stage.serve(&out("shop", &away()), std::slice::from_ref(&publisher)).await;
+    let ready = world.host.admin("GET", "/readyz", empty()).await;
+    assert_eq!(ready.status, 200, "nobody has to wait for a bridge");
+    assert!(ready.text().contains("away shop: its broker cannot be used"), "{ready:?}");
     let refusal = world.host.refused(&Bundle::of("echo").named("shop")).await;
     assert_eq!((refusal.status, refusal.step.as_str()), (409, "check"), "{refusal:?}");
     assert!(refusal.detail.contains("a bridge of `stoa.toml` has the name `shop`"), "{refusal:?}");

@@ -1,5 +1,7 @@
 //! A RabbitMQ server that goes away and comes back, and a host without room.
 
+use std::time::{Duration, Instant};
+
 use lapin::BasicProperties;
 use serde_json::{Value as Json, json};
 
@@ -105,6 +107,21 @@ async fn a_host_that_is_there_before_its_broker_sends_and_takes_everything_later
         "to be away is no attempt"
     );
     assert!(!cut.world.host.log().contains("guest"), "secrets stay out of the log");
+}
+
+#[tokio::test]
+async fn a_host_stops_at_once_though_its_broker_is_away() {
+    let Some(cut) = cut("a host stops at once").await else { return };
+    for n in 0..9 {
+        cut.world.publish(numbered(n)).await;
+    }
+    let began = Instant::now();
+    let host = cut.world.host.restart().await;
+    assert!(began.elapsed() < Duration::from_secs(15), "after {:?}", began.elapsed());
+    cut.gate.open();
+    let cut = Cut { world: World { host, ..cut.world }, ..cut };
+    let numbers = cut.numbers(9).await;
+    assert!(is_in_order(&numbers), "{numbers:?}");
 }
 
 #[tokio::test]

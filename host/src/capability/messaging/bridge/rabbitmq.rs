@@ -8,6 +8,8 @@ mod line;
 mod properties;
 mod wire;
 
+use std::sync::Arc;
+
 use futures_util::{FutureExt as _, StreamExt as _};
 use lapin::options::{
     BasicAckOptions, BasicConsumeOptions, BasicPublishOptions, BasicQosOptions, BasicRejectOptions,
@@ -103,7 +105,7 @@ impl RabbitMq {
         let properties = properties::outgoing(message, &config.key_header).map_err(SendError::Refused)?;
         let routing_key = config.routing_key.as_deref().unwrap_or(message.subject.as_str());
         let session = self.sending.session_now().ok_or(SendError::Away)?;
-        let channel = outlet.channel(&session).await?;
+        let channel = outlet.channel(&self.sending, &session).await?;
         let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
         let publishing = async {
             let (exchange, routing_key) = (short(&config.exchange), short(routing_key));
@@ -179,7 +181,7 @@ fn not_sent(error: &lapin::Error) -> SendError {
 
 impl Outlet {
     /// A channel that confirms, on the present connection.
-    async fn channel(&self, session: &Session) -> Result<Channel, SendError> {
+    async fn channel(&self, line: &Line, session: &Arc<Session>) -> Result<Channel, SendError> {
         let mut kept = self.channel.lock().await;
         if let Some(channel) = kept.as_ref().filter(|channel| channel.status().connected()) {
             return Ok(channel.clone());
@@ -196,7 +198,10 @@ impl Outlet {
                 Ok(channel)
             }
             Ok(Err(error)) => Err(not_sent(&error)),
-            Err(_) => Err(SendError::Away),
+            Err(_) => {
+                line.give_up(session, "it opens no channel");
+                Err(SendError::Away)
+            }
         }
     }
 }

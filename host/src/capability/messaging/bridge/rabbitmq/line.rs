@@ -65,7 +65,9 @@ impl Line {
             match now {
                 Some(session) => return session,
                 // It fails only without a sender, which is here.
-                None => drop(sessions.changed().await),
+                None => {
+                    let _ = sessions.changed().await;
+                }
             }
         }
     }
@@ -79,6 +81,7 @@ impl Line {
     /// Connects, and connects again, until `stop`.
     pub async fn keep(&self, stop: &CancellationToken) {
         let mut pause = BRIDGE_BACKOFF_MIN;
+        self.metrics.up(self.direction, false);
         while !stop.is_cancelled() {
             let Some(connected) = stop.run_until_cancelled(self.connect()).await else { return };
             match connected {

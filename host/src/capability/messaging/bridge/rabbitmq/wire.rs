@@ -66,7 +66,8 @@ impl Reactor for Sockets {
         &self,
         address: SocketAddr,
     ) -> impl Future<Output = io::Result<Self::TcpStream>> + Send + 'static {
-        async move { Ok(plain(TcpStream::connect(address).await?)) }
+        let connecting = TcpStream::connect(address);
+        async move { Ok(plain(connecting.await?)) }
     }
 }
 
