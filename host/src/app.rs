@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -113,12 +113,13 @@ async fn serve(
     deployer.keep_resuming(stop.clone());
     let parts = (catalog, Arc::clone(&messages), bridges, metrics);
     let plane = DataPlane::start(&config, listener, parts, stop.clone())?;
+    let signals = Signals::listen()?;
     announce(http_address, &admin_address)?;
     readiness.ready();
     tracing::info!(resumed, %http_address, admin_address, "serving");
 
     let dev = dev.map(|dev| tokio::spawn(watch::run(dev.dir, Arc::clone(&deployer), stop.clone())));
-    let asked = wait_for_end(dev).await;
+    let asked = wait_for_end(signals, dev).await;
     readiness.draining();
     tracing::info!("stopping: requests in flight have until the shutdown timeout");
     stop.cancel();
@@ -237,10 +238,27 @@ fn announce(http: std::net::SocketAddr, admin: &str) -> anyhow::Result<()> {
         .context("write to standard output")
 }
 
+/// The signals that end the host in good order.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    /// From now on they wait for the host. Whoever has read where it listens may send one at once.
+    fn listen() -> anyhow::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate()).context("listen for SIGTERM")?,
+            interrupt: signal(SignalKind::interrupt()).context("listen for SIGINT")?,
+        })
+    }
+}
+
 /// Waits for a signal, or for the watcher of `stoa dev` to give up.
-async fn wait_for_end(dev: Option<JoinHandle<Result<(), watch::WatchError>>>) -> anyhow::Result<()> {
-    let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
-    let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
+async fn wait_for_end(
+    Signals { mut terminate, mut interrupt }: Signals,
+    dev: Option<JoinHandle<Result<(), watch::WatchError>>>,
+) -> anyhow::Result<()> {
     let watching = async {
         match dev {
             Some(dev) => dev.await,
