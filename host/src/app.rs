@@ -113,8 +113,7 @@ async fn serve(
     deployer.keep_resuming(stop.clone());
     let parts = (catalog, Arc::clone(&messages), bridges, metrics);
     let plane = DataPlane::start(&config, listener, parts, stop.clone())?;
-    let signals = Signals::listen()?;
-    announce(http_address, &admin_address)?;
+    let signals = announce(http_address, &admin_address)?;
     readiness.ready();
     tracing::info!(resumed, %http_address, admin_address, "serving");
 
@@ -230,12 +229,15 @@ impl DataPlane {
     }
 }
 
-/// Tells whoever started the host where it listens; the ports may have been chosen by the system.
-fn announce(http: std::net::SocketAddr, admin: &str) -> anyhow::Result<()> {
+/// Tells whoever started the host where it listens; the ports may have been chosen by the system. Who reads it may send a
+/// signal at once.
+fn announce(http: std::net::SocketAddr, admin: &str) -> anyhow::Result<Signals> {
+    let signals = Signals::listen()?;
     let mut out = std::io::stdout().lock();
     writeln!(out, "listening http={http} admin={admin}")
         .and_then(|()| out.flush())
-        .context("write to standard output")
+        .context("write to standard output")?;
+    Ok(signals)
 }
 
 /// The signals that end the host in good order.
@@ -245,7 +247,7 @@ struct Signals {
 }
 
 impl Signals {
-    /// From now on they wait for the host. Whoever has read where it listens may send one at once.
+    /// From now on they wait for the host.
     fn listen() -> anyhow::Result<Self> {
         Ok(Self {
             terminate: signal(SignalKind::terminate()).context("listen for SIGTERM")?,

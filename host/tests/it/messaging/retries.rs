@@ -97,7 +97,7 @@ async fn a_poisoned_key_with_thousands_behind_it_does_not_block_others(stage: St
     let world = stage.start_with("retry_after = \"1h\"\nretry_after_max = \"1h\"").await;
     world.order_of("k0", "test.x", json!({"do": "retry"})).await;
     world.outcomes("retry", 1).await;
-    let burst = json!({"subject": "test.x", "count": 5000, "keys": 1, "at_once": 1});
+    let burst = json!({"subject": "test.x", "count": 5000, "keys": 1, "at_once": 32});
     let told = world.outcome(&world.publisher, "/burst", &burst).await.expect("figures");
     assert_eq!(told["published"], 5000, "{told}");
     let id = world.order_of("k1", "test.x", json!({"do": "record"})).await;
