@@ -201,20 +201,7 @@ pub(super) async fn redrive(
     headers: HeaderMap,
     request: Request,
 ) -> Result<Json<Moved>, AdminError> {
-    refuse_while_draining(&shared)?;
-    let (service, which) = (name.parse::<ServiceName>()?, which(request).await?);
-    let (messages, who) = (Arc::clone(&shared.admin.messages), who(&headers));
-    to_the_end(async move {
-        let moved = messages.redrive(&service, which).await?;
-        tracing::info!(
-            service = service.as_str(),
-            who,
-            count = moved.count,
-            "an operator redrives dead letters"
-        );
-        Ok(moved)
-    })
-    .await
+    act(&shared, &name, &headers, request, Act::Redrives).await
 }
 
 pub(super) async fn discard(
@@ -223,27 +210,37 @@ pub(super) async fn discard(
     headers: HeaderMap,
     request: Request,
 ) -> Result<Json<Moved>, AdminError> {
-    refuse_while_draining(&shared)?;
-    let (service, which) = (name.parse::<ServiceName>()?, which(request).await?);
-    let (messages, who) = (Arc::clone(&shared.admin.messages), who(&headers));
-    to_the_end(async move {
-        let moved = messages.discard(&service, which).await?;
-        tracing::info!(
-            service = service.as_str(),
-            who,
-            count = moved.count,
-            "an operator discards dead letters"
-        );
-        Ok(moved)
-    })
-    .await
+    act(&shared, &name, &headers, request, Act::Discards).await
 }
 
-/// In a task of its own, so that a client that goes away does not stop it between two turns.
-async fn to_the_end(
-    change: impl Future<Output = Result<Moved, LogError>> + Send + 'static,
+/// What an operator does with dead letters.
+#[derive(Clone, Copy)]
+enum Act {
+    Redrives,
+    Discards,
+}
+
+async fn act(
+    shared: &Shared,
+    name: &str,
+    headers: &HeaderMap,
+    request: Request,
+    act: Act,
 ) -> Result<Json<Moved>, AdminError> {
-    Ok(Json(tokio::spawn(change).await.map_err(|_| AdminError::Interrupted)??))
+    refuse_while_draining(shared)?;
+    let (service, which) = (name.parse::<ServiceName>()?, which(request).await?);
+    let (messages, who) = (Arc::clone(&shared.admin.messages), who(headers));
+    // In a task of its own, so that a client that goes away does not stop it between two turns.
+    let done = tokio::spawn(async move {
+        let (moved, does) = match act {
+            Act::Redrives => (messages.redrive(&service, which).await?, "redrives"),
+            Act::Discards => (messages.discard(&service, which).await?, "discards"),
+        };
+        let (service, count) = (service.as_str(), moved.count);
+        tracing::info!(service, who, count, "an operator {does} dead letters");
+        Ok::<_, LogError>(moved)
+    });
+    Ok(Json(done.await.map_err(|_| AdminError::Interrupted)??))
 }
 
 #[derive(Deserialize)]
