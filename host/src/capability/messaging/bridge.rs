@@ -294,19 +294,10 @@ impl Bridge {
             delivery: DeliveryTime::Now,
         };
         let id = match &incoming.id {
-            Some(id) => self.id(&inlet.config.queue, id),
+            Some(id) => id_of(&self.name, &inlet.config.queue, id),
             None => MessageId::fresh(),
         };
         Ok(inlet.publisher.brought(draft, &origin(&incoming.headers), id)?)
-    }
-
-    /// The same for the same message, and for no other one's of anybody.
-    fn id(&self, queue: &str, id: &str) -> MessageId {
-        let whole = format!("{}/{queue}/{id}", self.name);
-        if whole.len() <= ID_BYTES_MAX {
-            return whole.into();
-        }
-        format!("{}/{}", self.name, rabbitmq::hash(&whole)).into()
     }
 
     /// Publishes what came in; it is durable when this is done.
@@ -360,6 +351,16 @@ fn origin(headers: &Headers) -> Origin {
         trace: short(TRACE),
         hops: find(HOPS).and_then(|hops| hops.parse().ok()).unwrap_or_default(),
     }
+}
+
+/// The same for the same message, and for no other one's of anybody: a `/` of the queue's name is not one of ours.
+fn id_of(bridge: &ServiceName, queue: &str, id: &str) -> MessageId {
+    let queue = queue.replace('%', "%25").replace('/', "%2F");
+    let whole = format!("{}/{queue}/{id}", bridge.as_str());
+    if whole.len() <= ID_BYTES_MAX {
+        return whole.into();
+    }
+    format!("{}/{}", bridge.as_str(), rabbitmq::hash(&whole)).into()
 }
 
 #[cfg(test)]

@@ -42,3 +42,17 @@ fn what_may_pass_is_tried_again_and_what_is_wrong_is_not() {
         assert!(matches!(NotTaken::from(error), NotTaken::Never(_)));
     }
 }
+
+#[test]
+fn messages_of_different_queues_have_different_ids_whatever_the_queues_are_called() {
+    let bridge: ServiceName = "shop".parse().expect("a name");
+    let id = |queue: &str, id: &str| id_of(&bridge, queue, id).to_string();
+    assert_eq!(id("orders", "7"), "shop/orders/7");
+    assert_eq!(id("a/b", "c"), "shop/a%2Fb/c");
+    let (long, other) = ("x".repeat(250), format!("{}y", "x".repeat(249)));
+    let ids =
+        [id("a/b", "c"), id("a", "b/c"), id("a%2Fb", "c"), id("a", &long), id("a", &other), id("b", &long)];
+    let different: std::collections::HashSet<&String> = ids.iter().collect();
+    assert_eq!(different.len(), ids.len(), "{ids:?}");
+    assert!(ids.iter().all(|id| id.len() <= ID_BYTES_MAX));
+}
