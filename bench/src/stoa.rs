@@ -109,6 +109,13 @@ impl Stoa {
         Ok(())
     }
 
+    /// Takes a service away. Its messages wait for it.
+    pub fn undeploy(&self, service: &str) -> Result<()> {
+        let answer = ask(self.admin, "DELETE", &format!("/v1/services/{service}"), &[])?;
+        ensure!(answer.status == 200, "undeploy: status {}: {}", answer.status, answer.text);
+        Ok(())
+    }
+
     /// Asks a service.
     pub fn get(&self, path: &str) -> Result<Answer> {
         ask(self.http, "GET", path, &[])

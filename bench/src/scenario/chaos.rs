@@ -1,11 +1,13 @@
-//! A shop of five services that talk by messages, while its host is killed again and again, every service is swapped, and
-//! the notifications trap at every message for a while. When it has settled, everything must add up.
+//! A shop of five services that talk by messages, while its host is killed again and again, every service is swapped,
+//! the notifications trap at every message for a while, and the payments are not there for a while. When it has settled,
+//! everything must add up.
 
 mod audit;
 mod books;
 mod buyer;
 mod fleet;
 mod ledger;
+mod trouble;
 
 use std::sync::Arc;
 use std::thread::sleep;
@@ -15,8 +17,9 @@ use anyhow::{Context as _, Result, ensure};
 
 use self::audit::{Audit, audit};
 use self::books::Books;
-use self::fleet::{CATALOG, CLOCK, Fleet, NOTIFICATIONS, ORDERS, SERVICES};
+use self::fleet::{CATALOG, CLOCK, Fleet, NOTIFICATIONS, ORDERS, PAYMENTS, SERVICES};
 use self::ledger::Ledger;
+use self::trouble::Trouble;
 use super::backing::{Backing, Wanted};
 use super::shop::Crowd;
 use super::shop::audit::describe;
@@ -33,9 +36,6 @@ const SWAP_PAUSE_MS_MAX: u64 = 120;
 /// A kill in the middle of a deploy comes at most so much after its beginning.
 const INTO_DEPLOY_MS_MAX: u64 = 12;
 
-/// The part of the time in which the notifications trap.
-const TRAPS: std::ops::Range<f64> = 0.3..0.6;
-
 /// After this time it is not going to settle.
 const SETTLE_TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -45,7 +45,7 @@ const QUIET_LOOKS: u32 = 4;
 /// Fewer of each kind of order than this prove nothing.
 const ORDERS_MIN: f64 = 20.0;
 
-/// An order's whole way through five services, with kills of the host, swaps and a service that traps.
+/// An order's whole way through five services, with kills of the host, swaps, a service that traps and one that is away.
 #[derive(clap::Args)]
 pub struct Options {
     #[command(flatten)]
@@ -74,6 +74,7 @@ struct Storm<'a> {
     fleet: &'a Fleet,
     /// None while it is down.
     stoa: Option<Stoa>,
+    trouble: Option<Trouble>,
     /// Which service is swapped next, and which release of each.
     turn: usize,
     swaps: [usize; SERVICES.len()],
@@ -112,18 +113,23 @@ pub fn run(options: &Options) -> Result<()> {
     let mut report = Report::begin("A shop under chaos");
     report.note(&format!(
         "{} buyers for {} s, {}. Swaps of all services in turn, {} times `kill -9` at random, \
-         notifications that trap at every message from {} s to {} s.",
+         notifications that trap at every message from {}, payments that are undeployed from {}.",
         options.clients,
         options.seconds,
         options.wanted.describe(),
         options.kills,
-        options.seconds * TRAPS.start,
-        options.seconds * TRAPS.end,
+        span(Trouble::Traps, options),
+        span(Trouble::Away, options),
     ));
     let seen = measure(options, &backing)?;
     print(&seen);
     judge(&seen, options, &mut report);
     report.end()
+}
+
+fn span(trouble: Trouble, options: &Options) -> String {
+    let span = trouble.span();
+    format!("{:.0} s to {:.0} s", options.seconds * span.start, options.seconds * span.end)
 }
 
 fn measure(options: &Options, backing: &Backing) -> Result<Seen> {
@@ -155,6 +161,7 @@ fn measure(options: &Options, backing: &Backing) -> Result<Seen> {
         door,
         fleet: &fleet,
         stoa: Some(stoa),
+        trouble: None,
         turn: 0,
         swaps: [0; SERVICES.len()],
         down: Vec::new(),
@@ -206,14 +213,14 @@ impl Storm<'_> {
         let mut kills: Vec<f64> =
             (0..self.options.kills).map(|_| fastrand::f64() * self.options.seconds).collect();
         kills.sort_unstable_by(|a, b| b.total_cmp(a));
-        let (start, mut traps, mut has_swapped) = (Instant::now(), false, true);
+        let (start, mut has_swapped) = (Instant::now(), true);
         loop {
             let down: Duration = self.down.iter().sum();
             let elapsed = start.elapsed().saturating_sub(down).as_secs_f64();
             if has_swapped && kills.last().is_some_and(|moment| elapsed >= *moment) {
                 has_swapped = false;
                 kills.pop();
-                let next = self.next(traps);
+                let next = self.next();
                 let into = (kills.len() % 2 == 1).then(|| self.release(next).to_vec());
                 self.kill(into)?;
                 continue;
@@ -221,33 +228,50 @@ impl Storm<'_> {
             if elapsed >= self.options.seconds && kills.is_empty() {
                 break;
             }
-            if traps != TRAPS.contains(&(elapsed / self.options.seconds)) {
-                traps = !traps;
-                let notifications =
-                    if traps { self.fleet.trapping.as_slice() } else { self.release(NOTIFICATIONS) };
-                self.stoa()?.deploy(notifications)?;
-                self.swaps[NOTIFICATIONS] += 1;
+            let trouble = Trouble::at(elapsed / self.options.seconds);
+            if trouble == self.trouble {
+                let service = self.next();
+                self.swap(service)?;
             } else {
-                let service = self.next(traps);
-                self.stoa()?.deploy(self.release(service))?;
-                self.swaps[service] += 1;
+                self.turn_to(trouble)?;
             }
             has_swapped = true;
             sleep(Duration::from_millis(fastrand::u64(..SWAP_PAUSE_MS_MAX)));
         }
-        if traps {
-            self.stoa()?.deploy(self.release(NOTIFICATIONS))?;
+        self.turn_to(None)
+    }
+
+    /// Ends the trouble that there is, and begins another.
+    fn turn_to(&mut self, trouble: Option<Trouble>) -> Result<()> {
+        if let Some(before) = self.trouble.take() {
+            self.swap(before.service())?;
         }
+        match trouble {
+            Some(Trouble::Traps) => {
+                self.stoa()?.deploy(&self.fleet.trapping)?;
+                self.swaps[NOTIFICATIONS] += 1;
+            }
+            Some(Trouble::Away) => self.stoa()?.undeploy(&self.fleet.names[PAYMENTS])?,
+            None => {}
+        }
+        self.trouble = trouble;
         Ok(())
     }
 
-    /// The service whose turn it is; the notifications have none while something else is in their place.
-    fn next(&mut self, traps: bool) -> usize {
-        self.turn = (self.turn + 1) % SERVICES.len();
-        if traps && self.turn == NOTIFICATIONS {
-            self.turn = 0;
+    fn swap(&mut self, service: usize) -> Result<()> {
+        self.stoa()?.deploy(self.release(service))?;
+        self.swaps[service] += 1;
+        Ok(())
+    }
+
+    /// The service whose turn it is; one that is in trouble has none.
+    fn next(&mut self) -> usize {
+        loop {
+            self.turn = (self.turn + 1) % SERVICES.len();
+            if self.trouble.is_none_or(|trouble| trouble.service() != self.turn) {
+                return self.turn;
+            }
         }
-        self.turn
     }
 
     /// The release of a service that is not the one before.
