@@ -313,6 +313,9 @@ pub const QUEUE_READ_AHEAD: usize = 64;
 /// Messages of one subscription on their way to a serving thread, and answers on their way back.
 pub const CREW_INBOX: usize = 64;
 
+/// Messages of one service's outbox that wait for room in a subscription while later ones of other keys go past them.
+pub const OUTBOX_ASIDE_MAX: usize = 10_000;
+
 /// Bytes on the disk of the log of messages that publishing leaves free, because to settle messages takes some, too.
 pub const MESSAGE_LOG_DISK_RESERVE: ByteCount = ByteCount::mib(32);
 

@@ -196,9 +196,10 @@ fn the_command_line_knows_the_control_plane_and_nothing_below_it() {
 }
 
 /// A foreign crate's name, or its beginning if it ends with `*`, and where it may be used.
-const FENCES: [(&str, &[&str]); 18] = [
+const FENCES: [(&str, &[&str]); 19] = [
     ("hyper*", &["ingress", "capability/outbound", "control/admin", "cli/client"]),
-    ("sqlx", &["control/journal", "capability/sql", "capability/messaging/log"]),
+    ("sqlx", &["control/journal", "capability/sql"]),
+    ("rusqlite", &["capability/messaging/log"]),
     ("croner", &["manifest/messaging", "ingress/schedule"]),
     ("jiff", &["manifest/messaging", "ingress/schedule"]),
     ("async_nats", &["capability/messaging/nats"]),

@@ -47,7 +47,7 @@ impl Backend {
     ) -> Result<Self, LogError> {
         match server {
             Some(server) => Nats::open(server, data_dir, limits, metrics).await.map(Self::Nats),
-            None => Log::open(&data_dir.join("messages.db"), limits, metrics).await.map(Self::File),
+            None => Log::open(&data_dir.join("messages.db"), limits, metrics).map(Self::File),
         }
     }
 

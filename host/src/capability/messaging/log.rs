@@ -1,11 +1,12 @@
 //! The log of messages in the data directory: one SQLite file, one writer that commits whatever waits together.
 //!
-//! Reading order: [`schema`] is the tables, [`writer`] the one task that writes, [`books`] what it knows without
+//! Reading order: [`schema`] is the tables, [`writer`] the one thread that writes, [`books`] what it knows without
 //! asking them, [`feed`] how a subscription reads, [`tail`] the short way between the two.
 
 mod books;
 mod feed;
 mod rare;
+mod reader;
 mod room;
 mod rows;
 mod schema;
@@ -20,13 +21,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use sqlx::SqliteConnection;
 use tokio::sync::mpsc;
 
 use self::books::Books;
 pub use self::feed::Feed;
 use self::rare::Rare;
 pub use self::rare::TOO_OLD;
+use self::reader::Reader;
 use self::tail::Tails;
 use self::writer::{Change, Job, Outcome, Waiting, Writer};
 use super::message::{Delivery, Handle, Message, Moment, SubscriptionId};
@@ -40,8 +41,9 @@ pub type Cause = Box<dyn std::error::Error + Send + Sync>;
 
 #[derive(Debug, thiserror::Error)]
 pub enum LogError {
-    #[error("the backlog of subscription {0} has reached its limit `backlog`")]
-    BacklogFull(SubscriptionId),
+    /// Of several messages, so many were published before the one that there is no room for.
+    #[error("the backlog of subscription {id} has reached its limit `backlog`")]
+    BacklogFull { id: SubscriptionId, published: usize },
     #[error("the log of messages has reached `message_log`, or its disk is full")]
     Full(#[source] Cause),
     #[error("there are as many dead letters as `dead_letters` allows")]
@@ -51,7 +53,7 @@ pub enum LogError {
     #[error("`{service}` has no dead letter {}; `stoa dead {service}` lists them", listed(numbers))]
     NoDeadLetter { service: ServiceName, numbers: Vec<i64> },
     #[error("the log of messages cannot be used")]
-    Failed(#[source] sqlx::Error),
+    Failed(#[source] Cause),
     #[error("the message is larger than the NATS server takes; its `max_payload` says how much that is")]
     TooLarge,
     #[error("the NATS server cannot be used")]
@@ -60,17 +62,21 @@ pub enum LogError {
     Closed,
 }
 
-impl From<sqlx::Error> for LogError {
-    fn from(error: sqlx::Error) -> Self {
-        let code = error.as_database_error().and_then(|error| error.code()?.parse::<i32>().ok());
-        match code.map(|code| code & 0xff) {
-            Some(SQLITE_FULL) => Self::Full(Box::new(error)),
-            _ => Self::Failed(error),
+impl From<rusqlite::Error> for LogError {
+    fn from(error: rusqlite::Error) -> Self {
+        match error.sqlite_error_code() {
+            Some(rusqlite::ErrorCode::DiskFull) => Self::Full(Box::new(error)),
+            _ => Self::Failed(Box::new(error)),
         }
     }
 }
 
 impl LogError {
+    /// There is no room for the only message, or the first.
+    pub const fn backlog_full(id: SubscriptionId) -> Self {
+        Self::BacklogFull { id, published: 0 }
+    }
+
     /// Whether it may pass by itself: the log is elsewhere and does not answer.
     pub const fn may_pass(&self) -> bool {
         matches!(self, Self::Server(_))
@@ -82,9 +88,6 @@ fn listed(numbers: &[i64]) -> String {
     let shown: Vec<String> = numbers.iter().take(10).map(ToString::to_string).collect();
     if numbers.len() > shown.len() { format!("{}, …", shown.join(", ")) } else { shown.join(", ") }
 }
-
-/// <https://www.sqlite.org/rescode.html>
-const SQLITE_FULL: i32 = 13;
 
 /// A delivery as the log settles it.
 #[derive(Clone, Copy, Debug)]
@@ -123,7 +126,7 @@ pub struct Log {
     path: PathBuf,
     jobs: mpsc::Sender<Job>,
     shared: Arc<Shared>,
-    reader: Arc<tokio::sync::Mutex<SqliteConnection>>,
+    reader: Reader,
 }
 
 /// Changes that may wait for the writer.
@@ -134,27 +137,25 @@ impl Log {
     ///
     /// # Errors
     /// When the file cannot be opened, or is no log.
-    pub async fn open(path: &Path, limits: &HostLimits, metrics: Arc<Metrics>) -> Result<Self, LogError> {
-        let mut connection = schema::open(path, limits.message_log).await?;
+    pub fn open(path: &Path, limits: &HostLimits, metrics: Arc<Metrics>) -> Result<Self, LogError> {
+        let connection = schema::open(path, limits.message_log)?;
         let micros = |span: Duration| Moment::try_from(span.as_micros()).unwrap_or(Moment::MAX);
         let shared = Arc::new(Shared {
             // Until its service is deployed again, which knows better.
-            books: Mutex::new(
-                rare::books(&mut connection, u64::from(ServiceLimits::default().backlog)).await?,
-            ),
+            books: Mutex::new(rare::books(&connection, u64::from(ServiceLimits::default().backlog))?),
             tails: Tails::default(),
-            last: writer::last(&mut connection).await?,
+            last: writer::last(&connection)?,
             read: Mutex::default(),
             message_age: micros(limits.message_age.get()),
             dead_letter_age: micros(limits.dead_letter_age.get()),
             metrics,
         });
-        let reader = schema::open_reader(path).await?;
+        let reader = Reader::open(path)?;
         let (jobs, waiting) = mpsc::channel(WAITING_JOBS_MAX);
         let writer =
             Writer::new(connection, path.to_owned(), limits.message_log, waiting, Arc::clone(&shared));
-        tokio::spawn(writer.run());
-        Ok(Self { path: path.to_owned(), jobs, shared, reader: Arc::new(tokio::sync::Mutex::new(reader)) })
+        writer.start()?;
+        Ok(Self { path: path.to_owned(), jobs, shared, reader })
     }
 
     async fn write(&self, change: Change) -> Result<(), LogError> {
@@ -197,9 +198,9 @@ impl Log {
     /// When nobody has subscribed, or the log cannot be opened.
     pub async fn feed(&self, id: &SubscriptionId) -> Result<Feed, LogError> {
         let number = self.number(id)?;
-        let connection = schema::open_reader(&self.path).await?;
+        let reader = Reader::open(&self.path)?;
         let tail = self.shared.tails.of(number, self.shared.last.load(Ordering::Acquire));
-        Ok(Feed::begin(number, Arc::clone(&self.shared), tail, connection))
+        Ok(Feed::begin(number, Arc::clone(&self.shared), tail, reader))
     }
 
     fn number(&self, id: &SubscriptionId) -> Result<i64, LogError> {
@@ -212,7 +213,8 @@ impl Log {
 
     /// The message of a delivery that did not bring it along.
     pub async fn message(&self, delivery: &Delivery) -> Result<Message, LogError> {
-        feed::message(&mut *self.reader.lock().await, delivery.seq).await
+        let seq = delivery.seq;
+        self.reader.look(move |connection| feed::message(connection, seq)).await
     }
 
     /// They were handled.

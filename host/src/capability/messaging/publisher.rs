@@ -7,7 +7,8 @@ use tracing::{Span, field};
 
 use super::bindings::{DeliveryTime, Draft, Error};
 use super::message::{
-    HOPS, Headers, Message, MessageId, Moment, PUBLISHER, REQUEST_ID, RESERVED_HEADERS, TRACE, now,
+    HOPS, Headers, Message, MessageId, Moment, PUBLISHER, REQUEST_ID, RESERVED_HEADERS, SubscriptionId,
+    TRACE, now,
 };
 use super::{LogError, Messages};
 use crate::capability::sql::bindings::Error as SqlError;
@@ -35,6 +36,14 @@ pub struct Origin {
     pub trace: Option<String>,
     /// Of the message that the call handles.
     pub hops: u32,
+}
+
+/// What became of messages that waited in a service's database.
+pub struct Relayed {
+    /// The numbers of those that are not to wait there any more.
+    pub done: Vec<i64>,
+    /// The subscription that has no room for the next one of the others.
+    pub full: Option<SubscriptionId>,
 }
 
 /// Bytes of a key.
@@ -191,7 +200,7 @@ impl Publisher {
         let message = self.message(draft, origin)?;
         // The log may be full by the time of the commit; then the message waits in the database.
         if let Some(full) = self.messages.full(&message.subject) {
-            return Err(explain(LogError::BacklogFull(full)));
+            return Err(explain(LogError::backlog_full(full)));
         }
         let id = message.id.clone();
         target.post(entry(message)).await.map_err(|error| match error {
@@ -211,22 +220,39 @@ impl Publisher {
         Ok(id)
     }
 
+    /// The subscription that has no room for a message of a subject now.
+    pub fn full(&self, subject: &Subject) -> Option<SubscriptionId> {
+        self.messages.full(subject)
+    }
+
     /// Publishes what waited in the service's database. What the service may not publish any more is left out: it
     /// was written there by its own statements, or under an older manifest.
     ///
     /// # Errors
-    /// When there is no room for one of them.
-    pub async fn relay(&self, entries: Vec<Entry>) -> Result<(), LogError> {
-        let message = |entry: Entry| {
-            let id = entry.id.clone();
-            let message = self.relayed(entry);
-            if message.is_none() {
+    /// When the log does not answer, or has no room for anything.
+    pub async fn relay(&self, entries: Vec<Entry>) -> Result<Relayed, LogError> {
+        let (mut numbers, mut messages, mut done) = (Vec::new(), Vec::new(), Vec::new());
+        for entry in entries {
+            let (number, id) = (entry.number, entry.id.clone());
+            if let Some(message) = self.relayed(entry) {
+                numbers.push(number);
+                messages.push(message);
+            } else {
                 let service = self.service.as_str();
                 tracing::warn!(service, id, "a message of the outbox is none that the service may publish");
+                done.push(number);
             }
-            message
+        }
+        let full = match self.messages.publish(messages).await {
+            Ok(()) => None,
+            Err(LogError::BacklogFull { id, published }) => {
+                numbers.truncate(published);
+                Some(id)
+            }
+            Err(error) => return Err(error),
         };
-        self.messages.publish(entries.into_iter().filter_map(message).collect()).await
+        done.extend(numbers);
+        Ok(Relayed { done, full })
     }
 
     fn relayed(&self, entry: Entry) -> Option<Message> {
@@ -361,7 +387,7 @@ fn entry(message: Message) -> Entry {
 
 fn explain(error: LogError) -> Error {
     match error {
-        LogError::BacklogFull(_) | LogError::Full(_) => Error::BacklogFull(error.to_string()),
+        LogError::BacklogFull { .. } | LogError::Full(_) => Error::BacklogFull(error.to_string()),
         LogError::TooLarge => Error::TooLarge(error.to_string()),
         LogError::DeadFull
         | LogError::Gone

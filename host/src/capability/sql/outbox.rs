@@ -27,7 +27,7 @@ const POST: &str = "insert into _stoa_outbox (id, subject, key, headers, body, p
     values ($1, $2, $3, $4, $5, $6, $7)";
 
 const LOOK: &str = "select number, id, subject, key, headers, body, published_at, deliver_at \
-    from _stoa_outbox order by number limit $1";
+    from _stoa_outbox where number > $1 order by number limit $2";
 
 /// Time for the host's own statements.
 const LIMIT: Duration = Duration::from_secs(10);
@@ -99,13 +99,14 @@ impl Database {
         connection.speak(&script, true, LIMIT).await
     }
 
-    /// The messages that wait, the oldest first.
+    /// The messages that wait behind this one, the oldest first.
     ///
     /// # Errors
     /// When the database does not answer.
-    pub async fn posted(&self, max: u32) -> Result<Vec<Entry>, Error> {
+    pub async fn posted(&self, after: i64, max: u32) -> Result<Vec<Entry>, Error> {
         let mut connection = self.connection(Access::ReadOnly).await?;
-        let (statement, parameters) = (Statement::by_host("select", 1), vec![Value::Integer(max.into())]);
+        let (statement, parameters) =
+            (Statement::by_host("select", 2), vec![Value::Integer(after), Value::Integer(max.into())]);
         let mut entries = Entries::default();
         let call = Call { text: LOOK, statement: &statement, parameters, limit: LIMIT };
         connection.run(call, &mut entries).await?;

@@ -15,6 +15,7 @@ stages! {
         a_message_of_a_transaction_exists_exactly_if_that_commits,
         what_was_committed_is_published_though_the_host_is_killed,
         messages_of_one_transaction_come_in_their_order,
+        a_full_subscription_keeps_back_its_own_messages_and_those_of_their_keys_alone,
     ],
     sqlite: [the_boxes_are_not_for_the_services_own_statements],
     postgres: [a_forged_message_goes_no_further_than_the_grant],
@@ -76,6 +77,41 @@ async fn messages_of_one_transaction_come_in_their_order(stage: Stage) {
     let rows = world.records(&ids).await;
     let handled: Vec<String> = rows.into_iter().map(|row| row.id).collect();
     assert_eq!(handled, ids);
+}
+
+async fn a_full_subscription_keeps_back_its_own_messages_and_those_of_their_keys_alone(stage: Stage) {
+    let narrow = stage.service("messages", "narrow").with("[limits]\nbacklog = 2");
+    let narrow = narrow.with(&subscription("test.narrow", ""));
+    let free = stage.service("messages", "free").with(&subscription("test.free", ""));
+    let world = stage.serve("", &[narrow.clone(), free.clone()]).await;
+    world.host.undeploy(&narrow.name).await.expect("it is there");
+    let message =
+        |subject: &str, key: Json, body: &str| json!({"subject": subject, "key": key, "body": body});
+    let messages = json!([
+        message("test.narrow", json!("a"), "first"),
+        message("test.narrow", json!("b"), "second"),
+        message("test.narrow", json!("c"), "third"),
+        message("test.free", json!("c"), "behind"),
+        message("test.free", json!("d"), "past"),
+        message("test.free", Json::Null, "past, too"),
+    ]);
+    // Nothing is full when they are published, and two are too many when they come to the log.
+    let outcomes = world.publish_in(&json!({"messages": messages, "end": "commit"})).await;
+    let ids: Vec<String> =
+        outcomes[..6].iter().map(|outcome| outcome["id"].as_str().expect("an id").to_owned()).collect();
+    world.host.logs("`backlog` of `test.narrow` of service").await;
+    let past = world.records_at(&free.name, &ids[4..]).await;
+    assert!(past.iter().all(|row| row.body != "behind"), "{past:?}");
+    // What is committed later goes past them at once.
+    let later = message("test.free", json!("e"), "later");
+    let outcomes = world.publish_in(&json!({"messages": [later], "end": "commit"})).await;
+    world.records_at(&free.name, &[outcomes[0]["id"].as_str().expect("an id").to_owned()]).await;
+
+    world.host.deploy(&narrow).await;
+    let rows = world.records_at(&narrow.name, &ids[..3]).await;
+    assert_eq!(rows.len(), 3, "each once: {rows:?}");
+    let rows = world.records_at(&free.name, &ids[3..]).await;
+    assert_eq!(rows.len(), 4, "each once: {rows:?}");
 }
 
 /// Commits transactions with a message each until the host is gone; answers the words of those that were acknowledged.

@@ -3,9 +3,9 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use sqlx::sqlite::SqliteRow;
-use sqlx::{AssertSqlSafe, Row as _, SqliteConnection};
+use rusqlite::{Connection, OptionalExtension as _, Row, params};
 
+use super::reader::Reader;
 use super::rows::{self, MESSAGE, signed, unsigned};
 use super::tail::{Next, Tail};
 use super::writer::INLINE_BYTES_MAX;
@@ -20,7 +20,7 @@ pub struct Feed {
     number: i64,
     shared: Arc<Shared>,
     tail: Arc<Tail>,
-    connection: SqliteConnection,
+    reader: Reader,
     /// Everything up to this was read.
     read: u64,
     /// Everything up to this may have been handed out before.
@@ -29,15 +29,10 @@ pub struct Feed {
 }
 
 impl Feed {
-    pub(super) fn begin(
-        number: i64,
-        shared: Arc<Shared>,
-        tail: Arc<Tail>,
-        connection: SqliteConnection,
-    ) -> Self {
+    pub(super) fn begin(number: i64, shared: Arc<Shared>, tail: Arc<Tail>, reader: Reader) -> Self {
         shared.read().insert(number);
         let repeated = tail.begin();
-        Self { number, shared, tail, connection, read: 0, repeated, loaded: VecDeque::new() }
+        Self { number, shared, tail, reader, read: 0, repeated, loaded: VecDeque::new() }
     }
 
     /// The next message, when there is one.
@@ -62,39 +57,42 @@ impl Feed {
     }
 
     async fn load(&mut self, up_to: u64) -> Result<(), LogError> {
-        let text = format!(
-            "select d.seq, d.failed, d.due_at, m.fan_out, m.id, m.subject, m.key, m.published_at, \
-                length(m.body) + length(m.headers) <= {INLINE_BYTES_MAX} as is_small, \
-                case when length(m.body) + length(m.headers) <= {INLINE_BYTES_MAX} then m.body end as body, \
-                case when length(m.body) + length(m.headers) <= {INLINE_BYTES_MAX} then m.headers end as headers \
-            from deliveries d join messages m on m.seq = d.seq \
-            where d.subscription = ? and d.seq > ? order by d.seq limit ?"
-        );
-        let query = sqlx::query(AssertSqlSafe(text)).bind(self.number).bind(signed(self.read)).bind(READ_MAX);
-        let rows = query.fetch_all(&mut self.connection).await?;
-        let is_all = i64::try_from(rows.len()).is_ok_and(|count| count < READ_MAX);
-        let loaded = rows.iter().map(|row| self.delivery(row)).collect::<Result<VecDeque<_>, _>>()?;
+        let (number, read, repeated) = (self.number, self.read, self.repeated);
+        let loaded = self.reader.look(move |connection| {
+            let parameters = params![number, signed(read), READ_MAX, signed(INLINE_BYTES_MAX)];
+            rows::all(connection, WAITING, parameters, |row| delivery(row, repeated))
+        });
+        let loaded = VecDeque::from(loaded.await?);
+        let is_all = i64::try_from(loaded.len()).is_ok_and(|count| count < READ_MAX);
         let last = loaded.back().map_or(self.read, |delivery| delivery.seq);
         self.read = if is_all { last.max(up_to) } else { last };
         self.loaded = loaded;
         Ok(())
     }
+}
 
-    fn delivery(&self, row: &SqliteRow) -> Result<Delivery, LogError> {
-        let seq = unsigned(row.try_get("seq")?);
-        let is_small: bool = row.try_get("is_small")?;
-        let key: Option<String> = row.try_get("key")?;
-        let fan_out: i64 = row.try_get("fan_out")?;
-        Ok(Delivery {
-            seq,
-            failed: row.try_get("failed")?,
-            due_at: row.try_get("due_at")?,
-            key: key.map(Into::into),
-            may_be_repeat: seq <= self.repeated,
-            message: if is_small { Some(Arc::new(rows::message(row)?)) } else { None },
-            handle: Handle::Log { is_shared: fan_out > 1 },
-        })
-    }
+/// Large messages without what makes them large.
+const WAITING: &str = "select d.seq, d.failed, d.due_at, m.fan_out, m.id, m.subject, m.key, m.published_at, \
+        length(m.body) + length(m.headers) <= ?4 as is_small, \
+        case when length(m.body) + length(m.headers) <= ?4 then m.body end as body, \
+        case when length(m.body) + length(m.headers) <= ?4 then m.headers end as headers \
+    from deliveries d join messages m on m.seq = d.seq \
+    where d.subscription = ?1 and d.seq > ?2 order by d.seq limit ?3";
+
+/// Everything up to `repeated` may have been handed out before.
+fn delivery(row: &Row<'_>, repeated: u64) -> rusqlite::Result<Delivery> {
+    let seq = unsigned(row.get("seq")?);
+    let key: Option<String> = row.get("key")?;
+    let is_small: bool = row.get("is_small")?;
+    Ok(Delivery {
+        seq,
+        failed: row.get("failed")?,
+        due_at: row.get("due_at")?,
+        key: key.map(Into::into),
+        may_be_repeat: seq <= repeated,
+        message: if is_small { Some(Arc::new(rows::message(row)?)) } else { None },
+        handle: Handle::Log { is_shared: row.get::<_, i64>("fan_out")? > 1 },
+    })
 }
 
 impl Drop for Feed {
@@ -104,8 +102,8 @@ impl Drop for Feed {
 }
 
 /// Reads one message.
-pub async fn message(connection: &mut SqliteConnection, seq: u64) -> Result<Message, LogError> {
-    let text = format!("select {MESSAGE} from messages where seq = ?");
-    let row = sqlx::query(AssertSqlSafe(text)).bind(signed(seq)).fetch_optional(connection).await?;
-    Ok(rows::message(&row.ok_or(LogError::Gone)?)?)
+pub fn message(connection: &Connection, seq: u64) -> Result<Message, LogError> {
+    let text = format!("select {MESSAGE} from messages where seq = ?1");
+    let found = connection.prepare_cached(&text)?.query_one([signed(seq)], rows::message).optional()?;
+    found.ok_or(LogError::Gone)
 }

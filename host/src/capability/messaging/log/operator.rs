@@ -4,13 +4,13 @@
 
 use std::collections::BTreeMap;
 
+use rusqlite::{Connection, OptionalExtension as _, Row, params};
 use serde::{Deserialize, Serialize};
-use sqlx::sqlite::SqliteRow;
-use sqlx::{AssertSqlSafe, Row as _, SqliteConnection};
 
 use super::rare::{self, MOVED_MAX, Rare, numbers};
+use super::reader::Reader;
 use super::rows::{self, MESSAGE};
-use super::{Change, Log, LogError, schema};
+use super::{Change, Log, LogError};
 use crate::capability::messaging::message::{Message, Moment, SubscriptionId};
 use crate::name::ServiceName;
 
@@ -79,24 +79,7 @@ const TURN_BYTES_MAX: u64 = 8 << 20;
 
 impl Log {
     pub async fn backlogs(&self) -> Result<Vec<Backlog>, LogError> {
-        let mut reader = schema::open_reader(&self.path).await?;
-        let mut found = BTreeMap::<SubscriptionId, Backlog>::new();
-        // `failures` has rows for those that wait to be tried again, and for nothing else.
-        let text = "select service, pattern, \
-                (select count(distinct seq) from failures where subscription = s.id) as failing, \
-                (select m.published_at from deliveries d join messages m on m.seq = d.seq \
-                    where d.subscription = s.id order by d.seq limit 1) as oldest_at \
-            from subscriptions s";
-        for row in sqlx::query(text).fetch_all(&mut reader).await? {
-            let id = rare::subscription(&row)?;
-            let backlog = backlog(&mut found, id);
-            backlog.failing = rows::unsigned(row.try_get("failing")?);
-            backlog.oldest_at = row.try_get("oldest_at")?;
-        }
-        let text = "select service, pattern, count(*) as dead from dead group by service, pattern";
-        for row in sqlx::query(text).fetch_all(&mut reader).await? {
-            backlog(&mut found, rare::subscription(&row)?).dead = rows::unsigned(row.try_get("dead")?);
-        }
+        let mut found = Reader::open(&self.path)?.look(failing_and_dead).await?;
         for (id, subscriber) in self.shared.books().iter() {
             let backlog = backlog(&mut found, id.clone());
             (backlog.subscribed, backlog.waiting) = (true, subscriber.waiting);
@@ -105,24 +88,28 @@ impl Log {
     }
 
     pub async fn dead(&self, service: &ServiceName, after: i64, max: u32) -> Result<Vec<DeadRow>, LogError> {
+        let service = service.clone();
         let text = "select id, pattern, message, subject, key, length(body) as bytes, published_at, died_at, \
                 json_extract(failures, '$[#-1].attempt') as attempts, json_extract(failures, '$[#-1].reason') as reason \
-            from dead where service = ? and id > ? order by id limit ?";
-        let query = sqlx::query(text).bind(service.as_str()).bind(after).bind(max);
-        let rows = query.fetch_all(&mut schema::open_reader(&self.path).await?).await?;
-        Ok(rows.iter().map(dead_row).collect::<Result<_, _>>()?)
+            from dead where service = ?1 and id > ?2 order by id limit ?3";
+        let look = move |connection: &Connection| {
+            rows::all(connection, text, params![service.as_str(), after, max], dead_row)
+        };
+        Reader::open(&self.path)?.look(look).await
     }
 
     pub async fn dead_letter(&self, service: &ServiceName, number: i64) -> Result<DeadLetter, LogError> {
         let columns = MESSAGE.replacen("id", "message as id", 1);
         let text = format!(
             "select id as number, service, pattern, failures, died_at, {columns} from dead \
-            where service = ? and dead.id = ?"
+            where service = ?1 and dead.id = ?2"
         );
-        let query = sqlx::query(AssertSqlSafe(text)).bind(service.as_str()).bind(number);
-        let row = query.fetch_optional(&mut schema::open_reader(&self.path).await?).await?;
-        let none = || LogError::NoDeadLetter { service: service.clone(), numbers: vec![number] };
-        dead_letter(&row.ok_or_else(none)?)
+        let name = service.clone();
+        let look = move |connection: &Connection| {
+            connection.prepare(&text)?.query_one(params![name.as_str(), number], dead_letter).optional()
+        };
+        let found = Reader::open(&self.path)?.look(look).await?;
+        found.ok_or_else(|| LogError::NoDeadLetter { service: service.clone(), numbers: vec![number] })
     }
 
     pub async fn redrive(&self, service: &ServiceName, wanted: Option<Vec<i64>>) -> Result<Moved, LogError> {
@@ -134,9 +121,12 @@ impl Log {
     }
 
     pub async fn last_tick(&self, schedule: &str) -> Result<Option<Moment>, LogError> {
-        let query = sqlx::query("select at from ticks where schedule = ?").bind(schedule);
-        let row = query.fetch_optional(&mut *self.reader.lock().await).await?;
-        Ok(row.map(|row| row.try_get("at")).transpose()?)
+        let schedule = schedule.to_owned();
+        let look = move |connection: &Connection| {
+            let mut statement = connection.prepare_cached("select at from ticks where schedule = ?1")?;
+            statement.query_one([schedule], |row| row.get(0)).optional()
+        };
+        self.reader.look(look).await
     }
 
     pub async fn note_tick(&self, schedule: String, at: Moment) -> Result<(), LogError> {
@@ -150,18 +140,23 @@ impl Log {
         wanted: Option<Vec<i64>>,
         change: impl Fn(Vec<i64>) -> Rare,
     ) -> Result<Moved, LogError> {
-        let mut reader = schema::open_reader(&self.path).await?;
-        if let Some(wanted) = &wanted {
-            let numbers = unknown(&mut reader, service, wanted).await?;
-            if !numbers.is_empty() {
-                return Err(LogError::NoDeadLetter { service: service.clone(), numbers });
-            }
+        let reader = Reader::open(&self.path)?;
+        let name = service.clone();
+        let wanted_ids = wanted.as_deref().map(numbers);
+        let ids = wanted_ids.clone();
+        let look = move |connection: &Connection| {
+            let unknown = ids.map(|ids| unknown(connection, &name, &ids)).transpose()?;
+            Ok::<_, rusqlite::Error>((unknown.unwrap_or_default(), last(connection, &name)?))
+        };
+        let (numbers, last) = reader.look(look).await?;
+        if !numbers.is_empty() {
+            return Err(LogError::NoDeadLetter { service: service.clone(), numbers });
         }
-        let wanted = wanted.as_deref().map(numbers);
-        let (last, mut after) = (last(&mut reader, service).await?, 0);
-        let mut moved = Moved::default();
+        let (mut after, mut moved) = (0, Moved::default());
         while after < last {
-            let ids = turn(&mut reader, service, wanted.as_deref(), after, last).await?;
+            let (name, wanted) = (service.clone(), wanted_ids.clone());
+            let look = move |connection: &Connection| turn(connection, &name, wanted.as_deref(), after, last);
+            let ids = reader.look(look).await?;
             let (Some(newest), count) = (ids.last().copied(), ids.len() as u64) else { break };
             let done = self.write_counted(Change::Rare(change(ids))).await?;
             moved.count += done;
@@ -170,6 +165,30 @@ impl Log {
         }
         Ok(moved)
     }
+}
+
+/// Backlogs as far as the tables know them.
+fn failing_and_dead(connection: &Connection) -> rusqlite::Result<BTreeMap<SubscriptionId, Backlog>> {
+    let mut found = BTreeMap::<SubscriptionId, Backlog>::new();
+    // `failures` has rows for those that wait to be tried again, and for nothing else.
+    let text = "select service, pattern, \
+            (select count(distinct seq) from failures where subscription = s.id) as failing, \
+            (select m.published_at from deliveries d join messages m on m.seq = d.seq \
+                where d.subscription = s.id order by d.seq limit 1) as oldest_at \
+        from subscriptions s";
+    let failing = |row: &Row<'_>| {
+        Ok((rare::subscription(row)?, rows::unsigned(row.get("failing")?), row.get("oldest_at")?))
+    };
+    for (id, failing, oldest_at) in rows::all(connection, text, [], failing)? {
+        let backlog = backlog(&mut found, id);
+        (backlog.failing, backlog.oldest_at) = (failing, oldest_at);
+    }
+    let text = "select service, pattern, count(*) as dead from dead group by service, pattern";
+    let dead = |row: &Row<'_>| Ok((rare::subscription(row)?, rows::unsigned(row.get("dead")?)));
+    for (id, dead) in rows::all(connection, text, [], dead)? {
+        backlog(&mut found, id).dead = dead;
+    }
+    Ok(found)
 }
 
 fn backlog(found: &mut BTreeMap<SubscriptionId, Backlog>, id: SubscriptionId) -> &mut Backlog {
@@ -185,68 +204,63 @@ fn backlog(found: &mut BTreeMap<SubscriptionId, Backlog>, id: SubscriptionId) ->
 }
 
 /// Those of the numbers that are no dead letters of the service.
-async fn unknown(
-    reader: &mut SqliteConnection,
-    service: &ServiceName,
-    wanted: &[i64],
-) -> Result<Vec<i64>, sqlx::Error> {
-    let text = "select distinct value as number from json_each(?) as wanted \
-        where not exists (select 1 from dead where dead.id = wanted.value and service = ?) order by number";
-    let rows = sqlx::query(text).bind(numbers(wanted)).bind(service.as_str()).fetch_all(reader).await?;
-    rows.iter().map(|row| row.try_get("number")).collect()
+fn unknown(connection: &Connection, service: &ServiceName, wanted: &str) -> rusqlite::Result<Vec<i64>> {
+    let text = "select distinct value as number from json_each(?1) as wanted \
+        where not exists (select 1 from dead where dead.id = wanted.value and service = ?2) order by number";
+    rows::all(connection, text, params![wanted, service.as_str()], |row| row.get(0))
 }
 
 /// The last dead letter of a service; 0 without any.
-async fn last(reader: &mut SqliteConnection, service: &ServiceName) -> Result<i64, sqlx::Error> {
-    let text = "select coalesce(max(id), 0) as last from dead where service = ?";
-    sqlx::query(text).bind(service.as_str()).fetch_one(reader).await?.try_get("last")
+fn last(connection: &Connection, service: &ServiceName) -> rusqlite::Result<i64> {
+    let text = "select coalesce(max(id), 0) from dead where service = ?1";
+    connection.query_row(text, [service.as_str()], |row| row.get(0))
 }
 
 /// The next dead letters that are moved at once, by count and by bytes, but one at least.
-async fn turn(
-    reader: &mut SqliteConnection,
+fn turn(
+    connection: &Connection,
     service: &ServiceName,
     wanted: Option<&str>,
     after: i64,
     last: i64,
-) -> Result<Vec<i64>, sqlx::Error> {
+) -> rusqlite::Result<Vec<i64>> {
     let text = "select id, length(body) + length(headers) as bytes from dead \
         where service = ?1 and id > ?2 and id <= ?3 \
             and (?4 is null or id in (select value from json_each(?4))) order by id limit ?5";
-    let query = sqlx::query(text).bind(service.as_str()).bind(after).bind(last).bind(wanted).bind(MOVED_MAX);
+    let parameters = params![service.as_str(), after, last, wanted, MOVED_MAX];
     let (mut ids, mut bytes) = (Vec::new(), 0);
-    for row in query.fetch_all(reader).await? {
-        bytes += rows::unsigned(row.try_get("bytes")?);
+    for (id, size) in rows::all(connection, text, parameters, |row| Ok((row.get(0)?, row.get(1)?)))? {
+        bytes += rows::unsigned(size);
         if bytes > TURN_BYTES_MAX && !ids.is_empty() {
             break;
         }
-        ids.push(row.try_get("id")?);
+        ids.push(id);
     }
     Ok(ids)
 }
 
-fn dead_row(row: &SqliteRow) -> Result<DeadRow, sqlx::Error> {
+fn dead_row(row: &Row<'_>) -> rusqlite::Result<DeadRow> {
     Ok(DeadRow {
-        number: row.try_get("id")?,
-        subscription: row.try_get("pattern")?,
-        id: row.try_get("message")?,
-        subject: row.try_get("subject")?,
-        key: row.try_get("key")?,
-        bytes: rows::unsigned(row.try_get("bytes")?),
-        attempts: row.try_get::<Option<u32>, _>("attempts")?.unwrap_or_default(),
-        reason: row.try_get::<Option<String>, _>("reason")?.unwrap_or_default(),
-        published_at: row.try_get("published_at")?,
-        died_at: row.try_get("died_at")?,
+        number: row.get("id")?,
+        subscription: row.get("pattern")?,
+        id: row.get("message")?,
+        subject: row.get("subject")?,
+        key: row.get("key")?,
+        bytes: rows::unsigned(row.get("bytes")?),
+        attempts: row.get::<_, Option<u32>>("attempts")?.unwrap_or_default(),
+        reason: row.get::<_, Option<String>>("reason")?.unwrap_or_default(),
+        published_at: row.get("published_at")?,
+        died_at: row.get("died_at")?,
     })
 }
 
-fn dead_letter(row: &SqliteRow) -> Result<DeadLetter, LogError> {
-    let failures: String = row.try_get("failures")?;
+fn dead_letter(row: &Row<'_>) -> rusqlite::Result<DeadLetter> {
+    let failures: String = row.get("failures")?;
     Ok(DeadLetter {
-        number: row.try_get("number")?,
+        number: row.get("number")?,
         subscription: rare::subscription(row)?,
         message: rows::message(row)?,
         failures: serde_json::from_str(&failures).unwrap_or_default(),
-        died_at: row.try_get("died_at")?,
+        died_at: row.get("died_at")?,
     })
 }

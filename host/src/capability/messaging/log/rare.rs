@@ -1,7 +1,6 @@
 //! Changes of the log that are not on the hot path: subscriptions, failures, dead letters, delays, what is too old.
 
-use sqlx::sqlite::SqliteRow;
-use sqlx::{AssertSqlSafe, Row as _, SqliteConnection};
+use rusqlite::{Connection, Row, Transaction, TransactionBehavior, params};
 
 use super::books::{Books, Subscriber};
 use super::rows::{self, MESSAGE, headers_text, signed, unsigned};
@@ -42,52 +41,50 @@ const VACUUM: &str = "pragma incremental_vacuum(256)";
 
 type Applied = Result<Outcome, LogError>;
 
-pub async fn apply(connection: &mut SqliteConnection, books: &mut Books, change: &Rare) -> Applied {
+pub fn apply(connection: &Connection, books: &mut Books, change: &Rare) -> Applied {
     match change {
         Rare::Retry { ticket, failed, due_at, reason } => {
-            let query = sqlx::query(
-                "update deliveries set failed = ?, due_at = ? where subscription = ? and seq = ?",
-            );
-            let query = query.bind(*failed).bind(*due_at).bind(ticket.subscription).bind(signed(ticket.seq));
-            query.execute(&mut *connection).await?;
-            let query = sqlx::query(
-                "insert into failures (subscription, seq, attempt, at, reason) values (?, ?, ?, ?, ?) on conflict do nothing",
-            );
-            let query = query.bind(ticket.subscription).bind(signed(ticket.seq)).bind(*failed).bind(now());
-            query.bind(reason).execute(&mut *connection).await?;
+            let (subscription, seq) = (ticket.subscription, signed(ticket.seq));
+            let text = "update deliveries set failed = ?1, due_at = ?2 where subscription = ?3 and seq = ?4";
+            connection.prepare_cached(text)?.execute(params![failed, due_at, subscription, seq])?;
+            let text = "insert into failures (subscription, seq, attempt, at, reason) values (?1, ?2, ?3, ?4, ?5) \
+                on conflict do nothing";
+            let mut statement = connection.prepare_cached(text)?;
+            statement.execute(params![subscription, seq, failed, now(), reason])?;
         }
         Rare::Bury { ticket, reason, dead_max } => {
             let Some(id) = books.iter().find(|(_, known)| known.number == ticket.subscription) else {
                 return Ok(Ok(0));
             };
-            let count = "select count(*) as count from dead where service = ?";
-            let row = sqlx::query(count).bind(id.0.service.as_str()).fetch_one(&mut *connection).await?;
-            if unsigned(row.try_get("count")?) >= *dead_max {
+            let text = "select count(*) from dead where service = ?1";
+            let count: i64 =
+                connection.prepare_cached(text)?.query_one([id.0.service.as_str()], |row| row.get(0))?;
+            if unsigned(count) >= *dead_max {
                 return Ok(Err(LogError::DeadFull));
             }
-            bury(connection, books, ticket.subscription, &[signed(ticket.seq)], reason).await?;
+            bury(connection, books, ticket.subscription, &[signed(ticket.seq)], reason)?;
         }
         Rare::Subscribe { ids, waiting_max } => {
             for id in ids {
-                subscribe(connection, books, id, *waiting_max).await?;
+                subscribe(connection, books, id, *waiting_max)?;
             }
         }
         Rare::Retain { service, patterns } => {
             for id in books.of_service(service) {
                 if !patterns.contains(&id.pattern) {
-                    unsubscribe(connection, books, &id).await?;
+                    unsubscribe(connection, books, &id)?;
                 }
             }
         }
         Rare::Discard { service, ids } => {
-            let query = "delete from dead where service = ? and id in (select value from json_each(?))";
-            let query = sqlx::query(query).bind(service.as_str()).bind(numbers(ids));
-            return Ok(Ok(query.execute(&mut *connection).await?.rows_affected()));
+            let text = "delete from dead where service = ?1 and id in (select value from json_each(?2))";
+            let count = connection.prepare_cached(text)?.execute(params![service.as_str(), numbers(ids)])?;
+            return Ok(Ok(count as u64));
         }
         Rare::Tick { schedule, at } => {
-            let query =
-                "insert into ticks (schedule, at) values (?, ?) on conflict do update set at = excluded.at";
-            sqlx::query(query).bind(schedule).bind(at).execute(&mut *connection).await?;
+            let text = "insert into ticks (schedule, at) values (?1, ?2) \
+                on conflict do update set at = excluded.at";
+            connection.prepare_cached(text)?.execute(params![schedule, at])?;
         }
         // It is the batch's, which publishes.
         Rare::Redrive { .. } => {}
@@ -100,32 +97,31 @@ pub fn numbers(numbers: &[i64]) -> String {
 }
 
 /// Reads what was subscribed to before.
-pub async fn books(connection: &mut SqliteConnection, waiting_max: u64) -> Result<Books, sqlx::Error> {
+pub fn books(connection: &Connection, waiting_max: u64) -> rusqlite::Result<Books> {
     let text = "select id, service, pattern, (select count(*) from deliveries where subscription = s.id) as waiting \
         from subscriptions s";
+    let subscriber = |row: &Row<'_>| {
+        let (number, waiting) = (row.get("id")?, unsigned(row.get("waiting")?));
+        Ok((subscription(row)?, Subscriber { number, waiting, waiting_max }))
+    };
     let mut books = Books::default();
-    for row in sqlx::query(text).fetch_all(connection).await? {
-        let subscriber = Subscriber {
-            number: row.try_get("id")?,
-            waiting: unsigned(row.try_get("waiting")?),
-            waiting_max,
-        };
-        books.insert(subscription(&row)?, subscriber);
+    for (id, subscriber) in rows::all(connection, text, [], subscriber)? {
+        books.insert(id, subscriber);
     }
     Ok(books)
 }
 
 /// The columns `service` and `pattern`.
-pub fn subscription(row: &SqliteRow) -> Result<SubscriptionId, sqlx::Error> {
-    let (service, pattern): (String, String) = (row.try_get("service")?, row.try_get("pattern")?);
+pub fn subscription(row: &Row<'_>) -> rusqlite::Result<SubscriptionId> {
+    let (service, pattern): (String, String) = (row.get("service")?, row.get("pattern")?);
     Ok(SubscriptionId {
-        service: service.parse().map_err(|error| sqlx::Error::Decode(Box::new(error)))?,
-        pattern: pattern.parse().map_err(|error| sqlx::Error::Decode(Box::new(error)))?,
+        service: service.parse().map_err(rows::unreadable)?,
+        pattern: pattern.parse().map_err(rows::unreadable)?,
     })
 }
 
-async fn subscribe(
-    connection: &mut SqliteConnection,
+fn subscribe(
+    connection: &Connection,
     books: &mut Books,
     id: &SubscriptionId,
     waiting_max: u64,
@@ -134,37 +130,32 @@ async fn subscribe(
         books.limit(id, waiting_max);
         return Ok(());
     }
-    let query = sqlx::query("insert into subscriptions (service, pattern) values (?, ?) returning id");
-    let query = query.bind(id.service.as_str()).bind(id.pattern.as_str());
-    let number = query.fetch_one(connection).await?.try_get("id")?;
+    let text = "insert into subscriptions (service, pattern) values (?1, ?2) returning id";
+    let names = params![id.service.as_str(), id.pattern.as_str()];
+    let number = connection.prepare_cached(text)?.query_one(names, |row| row.get(0))?;
     books.insert(id.clone(), Subscriber { number, waiting: 0, waiting_max });
     Ok(())
 }
 
-async fn unsubscribe(
-    connection: &mut SqliteConnection,
-    books: &mut Books,
-    id: &SubscriptionId,
-) -> Result<(), LogError> {
+fn unsubscribe(connection: &Connection, books: &mut Books, id: &SubscriptionId) -> Result<(), LogError> {
     let Some(number) = books.get(id).map(|subscriber| subscriber.number) else { return Ok(()) };
     let reason = format!("the service no longer subscribes to `{}`", id.pattern);
     loop {
-        let query = sqlx::query("select seq from deliveries where subscription = ? order by seq limit ?");
-        let rows = query.bind(number).bind(MOVED_MAX).fetch_all(&mut *connection).await?;
-        let left = rows.iter().map(|row| row.try_get("seq")).collect::<Result<Vec<i64>, _>>()?;
+        let text = "select seq from deliveries where subscription = ?1 order by seq limit ?2";
+        let left: Vec<i64> = rows::all(connection, text, params![number, MOVED_MAX], |row| row.get(0))?;
         if left.is_empty() {
             break;
         }
-        bury(connection, books, number, &left, &reason).await?;
+        bury(connection, books, number, &left, &reason)?;
     }
-    sqlx::query("delete from subscriptions where id = ?").bind(number).execute(connection).await?;
+    connection.prepare_cached("delete from subscriptions where id = ?1")?.execute([number])?;
     books.remove(id);
     Ok(())
 }
 
 /// Makes dead letters of deliveries.
-async fn bury(
-    connection: &mut SqliteConnection,
+fn bury(
+    connection: &Connection,
     books: &mut Books,
     number: i64,
     seqs: &[i64],
@@ -178,8 +169,7 @@ async fn bury(
         from deliveries d join messages m on m.seq = d.seq join subscriptions s on s.id = d.subscription \
         where d.subscription = ?3 and d.seq in (select value from json_each(?4)) order by d.seq";
     let seqs = numbers(seqs);
-    let query = sqlx::query(buried).bind(now()).bind(reason).bind(number).bind(&seqs);
-    let moved = query.execute(&mut *connection).await?.rows_affected();
+    let moved = connection.prepare_cached(buried)?.execute(params![now(), reason, number, seqs])?;
     for text in [
         "update messages set open = open - 1 where seq in \
             (select seq from deliveries where subscription = ?1 and seq in (select value from json_each(?2)))",
@@ -187,80 +177,79 @@ async fn bury(
         "delete from failures where subscription = ?1 and seq in (select value from json_each(?2))",
         "delete from messages where ?1 is not null and open <= 0 and seq in (select value from json_each(?2))",
     ] {
-        sqlx::query(text).bind(number).bind(&seqs).execute(&mut *connection).await?;
+        connection.prepare_cached(text)?.execute(params![number, seqs])?;
     }
-    books.let_go(number, moved);
+    books.let_go(number, moved as u64);
     Ok(())
 }
 
 /// Takes dead letters out; answers them with the subscription that is to get each again.
-pub async fn redrive(
-    connection: &mut SqliteConnection,
+pub fn redrive(
+    connection: &Connection,
     books: &mut Books,
     service: &ServiceName,
     ids: &[i64],
 ) -> Result<Vec<(Message, i64)>, LogError> {
     let text = "select id as number, service, pattern, message as id, subject, key, headers, body, published_at \
-        from dead where service = ? and dead.id in (select value from json_each(?)) order by dead.id";
-    let query = sqlx::query(text).bind(service.as_str()).bind(numbers(ids));
+        from dead where service = ?1 and dead.id in (select value from json_each(?2)) order by dead.id";
+    let letter = |row: &Row<'_>| Ok((row.get::<_, i64>("number")?, subscription(row)?, rows::message(row)?));
+    let letters = rows::all(connection, text, params![service.as_str(), numbers(ids)], letter)?;
+    let mut take_out = connection.prepare_cached("delete from dead where id = ?1")?;
     let mut again = Vec::new();
-    for row in query.fetch_all(&mut *connection).await? {
+    for (dead, id, mut message) in letters {
         // One whose subscription is gone stays what it is.
-        let Some(number) = books.take_back(&subscription(&row)?) else { continue };
-        let mut message = rows::message(&row)?;
+        let Some(number) = books.take_back(&id) else { continue };
         // Its age begins anew.
         message.published_at = now();
         again.push((message, number));
-        let dead: i64 = row.try_get("number")?;
-        sqlx::query("delete from dead where id = ?").bind(dead).execute(&mut *connection).await?;
+        take_out.execute([dead])?;
     }
     Ok(again)
 }
 
+/// Notes a message that may come again; answers whether this is its first time.
+pub fn is_new(connection: &Connection, message: &Message) -> rusqlite::Result<bool> {
+    let text = "insert into seen (id, at) values (?1, ?2) on conflict do nothing";
+    Ok(connection.prepare_cached(text)?.execute(params![message.id.as_str(), now()])? > 0)
+}
+
 /// Keeps a message for later.
-pub async fn delay(
-    connection: &mut SqliteConnection,
-    message: &Message,
-    at: Moment,
-) -> Result<(), sqlx::Error> {
-    let query = sqlx::query(
-        "insert into delayed (deliver_at, id, subject, key, headers, body, published_at) values (?, ?, ?, ?, ?, ?, ?)",
-    );
-    let query = query.bind(at).bind(message.id.as_str()).bind(message.subject.as_str());
-    let query = query.bind(message.key.as_deref()).bind(headers_text(&message.headers));
-    query.bind(&message.body[..]).bind(message.published_at).execute(connection).await?;
+pub fn delay(connection: &Connection, message: &Message, at: Moment) -> rusqlite::Result<()> {
+    let text = "insert into delayed (deliver_at, id, subject, key, headers, body, published_at) \
+        values (?1, ?2, ?3, ?4, ?5, ?6, ?7)";
+    connection.prepare_cached(text)?.execute(params![
+        at,
+        message.id.as_str(),
+        message.subject.as_str(),
+        message.key.as_deref(),
+        headers_text(&message.headers),
+        &message.body[..],
+        message.published_at,
+    ])?;
     Ok(())
 }
 
-pub async fn delayed_no_more(
-    connection: &mut SqliteConnection,
-    message: &Message,
-) -> Result<(), sqlx::Error> {
-    sqlx::query("delete from delayed where id = ?").bind(message.id.as_str()).execute(connection).await?;
-    Ok(())
+pub fn delayed_no_more(connection: &Connection, message: &Message) -> rusqlite::Result<()> {
+    let mut statement = connection.prepare_cached("delete from delayed where id = ?1")?;
+    statement.execute([message.id.as_str()]).map(drop)
 }
 
 /// Delayed messages whose time has come.
-pub async fn due(
-    connection: &mut SqliteConnection,
-    now: Moment,
-    max: i64,
-) -> Result<Vec<Message>, sqlx::Error> {
+pub fn due(connection: &Connection, now: Moment, max: i64) -> rusqlite::Result<Vec<Message>> {
     // How long it waits to be handled, and how old it may get, counts from the moment that it was meant for.
     let columns = MESSAGE.replacen("published_at", "deliver_at as published_at", 1);
-    let text = format!("select {columns} from delayed where deliver_at <= ? order by deliver_at, id limit ?");
-    let rows = sqlx::query(AssertSqlSafe(text)).bind(now).bind(max).fetch_all(connection).await?;
-    rows.iter().map(rows::message).collect()
+    let text =
+        format!("select {columns} from delayed where deliver_at <= ?1 order by deliver_at, id limit ?2");
+    rows::all(connection, &text, params![now, max], rows::message)
 }
 
 /// When the next one is due.
-pub async fn first_due(connection: &mut SqliteConnection) -> Result<Option<Moment>, sqlx::Error> {
-    let row = sqlx::query("select min(deliver_at) as at from delayed").fetch_one(connection).await?;
-    row.try_get("at")
+pub fn first_due(connection: &Connection) -> rusqlite::Result<Option<Moment>> {
+    connection.prepare_cached("select min(deliver_at) from delayed")?.query_one([], |row| row.get(0))
 }
 
 /// Lets go of what is too old. Messages of a subscription that is being read are its reader's to judge.
-pub async fn tidy(connection: &mut SqliteConnection, shared: &Shared) -> Result<(), LogError> {
+pub fn tidy(connection: &mut Connection, shared: &Shared) -> Result<(), LogError> {
     let now = now();
     let mut books = shared.books().clone();
     let old = now - shared.message_age;
@@ -272,36 +261,31 @@ pub async fn tidy(connection: &mut SqliteConnection, shared: &Shared) -> Result<
             .filter(|number| !read.contains(number))
             .collect()
     };
-    sqlx::query("begin immediate").execute(&mut *connection).await?;
-    let tidied = async {
-        for number in idle {
-            let text = "select d.seq from deliveries d join messages m on m.seq = d.seq \
-                where d.subscription = ? and m.published_at < ? order by d.seq limit ?";
-            let query = sqlx::query(text).bind(number).bind(old).bind(MOVED_MAX);
-            let rows = query.fetch_all(&mut *connection).await?;
-            let seqs = rows.iter().map(|row| row.try_get("seq")).collect::<Result<Vec<i64>, _>>()?;
-            if !seqs.is_empty() {
-                bury(connection, &mut books, number, &seqs, TOO_OLD).await?;
-            }
-        }
-        let query = sqlx::query("delete from dead where died_at < ?").bind(now - shared.dead_letter_age);
-        let forgotten = query.execute(&mut *connection).await?.rows_affected();
-        sqlx::query("delete from seen where at < ?").bind(now - SEEN_FOR).execute(&mut *connection).await?;
-        sqlx::query("delete from ticks where at < ?").bind(now - TICKS_FOR).execute(&mut *connection).await?;
-        sqlx::query("commit").execute(&mut *connection).await?;
-        Ok::<_, LogError>(forgotten)
-    };
-    match tidied.await {
-        Ok(0) => {}
-        Ok(forgotten) => tracing::warn!(forgotten, "dead letters older than `dead_letter_age` are gone"),
-        Err(error) => {
-            sqlx::query("rollback").execute(&mut *connection).await?;
-            return Err(error);
+    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    for number in idle {
+        let text = "select d.seq from deliveries d join messages m on m.seq = d.seq \
+            where d.subscription = ?1 and m.published_at < ?2 order by d.seq limit ?3";
+        let seqs: Vec<i64> =
+            rows::all(&transaction, text, params![number, old, MOVED_MAX], |row| row.get(0))?;
+        if !seqs.is_empty() {
+            bury(&transaction, &mut books, number, &seqs, TOO_OLD)?;
         }
     }
+    let forgotten = forget(&transaction, "dead", "died_at", now - shared.dead_letter_age)?;
+    forget(&transaction, "seen", "at", now - SEEN_FOR)?;
+    forget(&transaction, "ticks", "at", now - TICKS_FOR)?;
+    transaction.commit()?;
+    if forgotten > 0 {
+        tracing::warn!(forgotten, "dead letters older than `dead_letter_age` are gone");
+    }
     *shared.books() = books;
-    sqlx::raw_sql(VACUUM).execute(&mut *connection).await?;
+    connection.execute_batch(VACUUM)?;
     Ok(())
+}
+
+/// Deletes the rows of a table that are older than a moment; answers how many there were.
+fn forget(transaction: &Transaction<'_>, table: &str, column: &str, old: Moment) -> rusqlite::Result<usize> {
+    transaction.prepare_cached(&format!("delete from {table} where {column} < ?1"))?.execute([old])
 }
 
 /// Why a message that nobody has handled in time is a dead letter.

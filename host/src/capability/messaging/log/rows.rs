@@ -1,26 +1,12 @@
-//! The statements of the hot path: many rows in few of them.
+//! The statements of the hot path, and messages as rows.
 
 use std::sync::Arc;
 
-use sqlx::sqlite::SqliteRow;
-use sqlx::{QueryBuilder, Row as _, Sqlite, SqliteConnection};
+use rusqlite::types::Type;
+use rusqlite::{Connection, Row, params};
 
 use super::Ticket;
 use crate::capability::messaging::message::{Headers, Message};
-use crate::subject::Subject;
-
-/// Rows of one statement. Each size is prepared once.
-const SIZES: [usize; 7] = [64, 32, 16, 8, 4, 2, 1];
-
-/// Cuts into pieces of the sizes that there are.
-fn pieces<T>(mut rows: &[T]) -> impl Iterator<Item = &[T]> {
-    std::iter::from_fn(move || {
-        let size = SIZES.into_iter().find(|size| *size <= rows.len())?;
-        let (piece, rest) = rows.split_at_checked(size)?;
-        rows = rest;
-        Some(piece)
-    })
-}
 
 /// A message that is published now.
 pub struct Published {
@@ -28,8 +14,6 @@ pub struct Published {
     pub message: Arc<Message>,
     pub to: Vec<i64>,
 }
-
-type Done = Result<(), sqlx::Error>;
 
 pub fn signed(number: u64) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
@@ -44,101 +28,59 @@ pub fn headers_text(headers: &Headers) -> String {
 }
 
 /// Keeps messages with their deliveries.
-pub async fn insert(connection: &mut SqliteConnection, published: &[Published]) -> Done {
-    let (alone, shared): (Vec<&Published>, Vec<&Published>) =
-        published.iter().partition(|published| published.to.len() == 1);
-    for piece in pieces(&alone) {
-        // Both at once: each call of SQLite is a way to its thread and back.
-        let mut query = QueryBuilder::<Sqlite>::new("");
-        push_messages(&mut query, piece);
-        query.push(";");
-        push_deliveries(&mut query, &deliveries(piece));
-        query.build().execute(&mut *connection).await?;
+pub fn insert(connection: &Connection, published: &[Published]) -> rusqlite::Result<()> {
+    if published.is_empty() {
+        return Ok(());
     }
-    for piece in pieces(&shared) {
-        let mut query = QueryBuilder::<Sqlite>::new("");
-        push_messages(&mut query, piece);
-        query.build().execute(&mut *connection).await?;
-    }
-    for piece in pieces(&deliveries(&shared)) {
-        let mut query = QueryBuilder::<Sqlite>::new("");
-        push_deliveries(&mut query, piece);
-        query.build().execute(&mut *connection).await?;
+    let mut keep = connection.prepare_cached(
+        "insert into messages (seq, id, subject, key, headers, body, published_at, fan_out, open) \
+        values (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?8)",
+    )?;
+    let mut deliver =
+        connection.prepare_cached("insert into deliveries (subscription, seq) values (?1, ?2)")?;
+    for Published { seq, message, to } in published {
+        keep.execute(params![
+            signed(*seq),
+            message.id.as_str(),
+            message.subject.as_str(),
+            message.key.as_deref(),
+            headers_text(&message.headers),
+            &message.body[..],
+            message.published_at,
+            signed(to.len() as u64),
+        ])?;
+        for number in to {
+            deliver.execute(params![number, signed(*seq)])?;
+        }
     }
     Ok(())
-}
-
-/// Subscriptions and what they get.
-fn deliveries(published: &[&Published]) -> Vec<(i64, i64)> {
-    let of = |published: &&Published| {
-        let seq = signed(published.seq);
-        published.to.iter().map(move |number| (*number, seq)).collect::<Vec<_>>()
-    };
-    published.iter().flat_map(of).collect()
-}
-
-fn push_messages(query: &mut QueryBuilder<Sqlite>, messages: &[&Published]) {
-    query.push("insert into messages (seq, id, subject, key, headers, body, published_at, fan_out, open) ");
-    query.push_values(messages, |mut row, Published { seq, message, to }| {
-        let fan_out = i64::try_from(to.len()).unwrap_or(i64::MAX);
-        row.push_bind(signed(*seq))
-            .push_bind(message.id.as_str())
-            .push_bind(message.subject.as_str())
-            .push_bind(message.key.as_deref())
-            .push_bind(headers_text(&message.headers))
-            .push_bind(&message.body[..])
-            .push_bind(message.published_at)
-            .push_bind(fan_out)
-            .push_bind(fan_out);
-    });
-}
-
-fn push_deliveries(query: &mut QueryBuilder<Sqlite>, deliveries: &[(i64, i64)]) {
-    query.push("insert into deliveries (subscription, seq) ");
-    query.push_values(deliveries, |mut row, (subscription, seq)| {
-        row.push_bind(*subscription).push_bind(*seq);
-    });
 }
 
 /// Removes deliveries that are settled, and messages of which no delivery is left.
-pub async fn remove(connection: &mut SqliteConnection, tickets: &[Ticket]) -> Done {
-    let (shared, alone): (Vec<&Ticket>, Vec<&Ticket>) = tickets.iter().partition(|ticket| ticket.is_shared);
-    for piece in pieces(&alone) {
-        let mut query =
-            QueryBuilder::<Sqlite>::new("delete from deliveries where (subscription, seq) in (values ");
-        let mut rows = query.separated(", ");
-        for ticket in piece {
-            rows.push("(").push_bind_unseparated(ticket.subscription);
-            rows.push_unseparated(", ").push_bind_unseparated(signed(ticket.seq)).push_unseparated(")");
+pub fn remove(connection: &Connection, tickets: &[Ticket]) -> rusqlite::Result<()> {
+    if tickets.is_empty() {
+        return Ok(());
+    }
+    let mut settle =
+        connection.prepare_cached("delete from deliveries where subscription = ?1 and seq = ?2")?;
+    let mut forget = connection.prepare_cached("delete from messages where seq = ?1")?;
+    let mut leave = connection.prepare_cached("update messages set open = open - 1 where seq = ?1")?;
+    let mut forget_last = connection.prepare_cached("delete from messages where seq = ?1 and open <= 0")?;
+    let mut forgive =
+        connection.prepare_cached("delete from failures where subscription = ?1 and seq = ?2")?;
+    for ticket in tickets {
+        let seq = signed(ticket.seq);
+        let was_there = settle.execute(params![ticket.subscription, seq])? > 0;
+        if !ticket.is_shared {
+            forget.execute([seq])?;
+        } else if was_there {
+            // Other subscriptions got the message, too: the last one takes it away.
+            leave.execute([seq])?;
+            forget_last.execute([seq])?;
         }
-        query.push("); delete from messages where seq in (");
-        let mut rows = query.separated(", ");
-        for ticket in piece {
-            rows.push_bind(signed(ticket.seq));
+        if ticket.has_failures {
+            forgive.execute(params![ticket.subscription, seq])?;
         }
-        query.push(")");
-        query.build().execute(&mut *connection).await?;
-    }
-    for ticket in shared {
-        remove_shared(connection, ticket).await?;
-    }
-    for ticket in tickets.iter().filter(|ticket| ticket.has_failures) {
-        let query = sqlx::query("delete from failures where subscription = ? and seq = ?");
-        query.bind(ticket.subscription).bind(signed(ticket.seq)).execute(&mut *connection).await?;
-    }
-    Ok(())
-}
-
-/// Other subscriptions got the message, too: the last one takes it away.
-async fn remove_shared(connection: &mut SqliteConnection, ticket: &Ticket) -> Done {
-    let seq = signed(ticket.seq);
-    let query = sqlx::query("delete from deliveries where subscription = ? and seq = ?");
-    let removed = query.bind(ticket.subscription).bind(seq).execute(&mut *connection).await?;
-    if removed.rows_affected() > 0 {
-        let query = sqlx::query("update messages set open = open - 1 where seq = ?");
-        query.bind(seq).execute(&mut *connection).await?;
-        let query = sqlx::query("delete from messages where seq = ? and open <= 0");
-        query.bind(seq).execute(&mut *connection).await?;
     }
     Ok(())
 }
@@ -147,35 +89,31 @@ async fn remove_shared(connection: &mut SqliteConnection, ticket: &Ticket) -> Do
 pub const MESSAGE: &str = "id, subject, key, headers, body, published_at";
 
 /// A message out of the columns [`MESSAGE`].
-pub fn message(row: &SqliteRow) -> Result<Message, sqlx::Error> {
-    let subject: String = row.try_get("subject")?;
-    let subject: Subject = subject.parse().map_err(|error| sqlx::Error::Decode(Box::new(error)))?;
-    let headers: String = row.try_get("headers")?;
-    let headers = serde_json::from_str(&headers).map_err(|error| sqlx::Error::Decode(Box::new(error)))?;
-    let body: Vec<u8> = row.try_get("body")?;
+pub fn message(row: &Row<'_>) -> rusqlite::Result<Message> {
+    let (subject, headers): (String, String) = (row.get("subject")?, row.get("headers")?);
     Ok(Message {
-        id: row.try_get::<String, _>("id")?.into(),
-        subject,
-        key: row.try_get::<Option<String>, _>("key")?.map(Into::into),
-        headers,
-        body: body.into(),
-        published_at: row.try_get("published_at")?,
+        id: row.get::<_, String>("id")?.into(),
+        subject: subject.parse().map_err(unreadable)?,
+        key: row.get::<_, Option<String>>("key")?.map(Into::into),
+        headers: serde_json::from_str(&headers).map_err(unreadable)?,
+        body: row.get::<_, Vec<u8>>("body")?.into(),
+        published_at: row.get("published_at")?,
         deliver_at: None,
         may_come_again: false,
     })
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+/// A text that is not what it should be.
+pub fn unreadable(error: impl std::error::Error + Send + Sync + 'static) -> rusqlite::Error {
+    rusqlite::Error::FromSqlConversionFailure(0, Type::Text, Box::new(error))
+}
 
-    #[test]
-    fn every_row_is_in_one_piece() {
-        for count in [0, 1, 3, 4, 63, 64, 200] {
-            let rows: Vec<usize> = (0..count).collect();
-            let together: Vec<usize> = pieces(&rows).flatten().copied().collect();
-            assert_eq!(together, rows);
-        }
-        assert_eq!(pieces(&[0; 149]).map(<[_]>::len).collect::<Vec<_>>(), [64, 64, 16, 4, 1]);
-    }
+/// All rows of a statement.
+pub fn all<T>(
+    connection: &Connection,
+    text: &str,
+    parameters: impl rusqlite::Params,
+    read: impl FnMut(&Row<'_>) -> rusqlite::Result<T>,
+) -> rusqlite::Result<Vec<T>> {
+    connection.prepare_cached(text)?.query_map(parameters, read)?.collect()
 }

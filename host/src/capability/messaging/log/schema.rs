@@ -1,9 +1,9 @@
 //! The tables of the log, and the connections to them.
 
 use std::path::Path;
+use std::time::Duration;
 
-use sqlx::sqlite::{SqliteAutoVacuum, SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous};
-use sqlx::{AssertSqlSafe, ConnectOptions as _, SqliteConnection};
+use rusqlite::{Connection, OpenFlags};
 
 use crate::limits::ByteCount;
 
@@ -81,20 +81,28 @@ const TABLES: &str = "
 /// Bytes of one page; the limit of the log's size is kept in pages.
 const PAGE_BYTES: u64 = 4096;
 
+/// How long a connection waits for another one.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Statements that a connection keeps prepared: all that the writer has.
+const STATEMENTS_MAX: usize = 64;
+
+fn connect(path: &Path, flags: OpenFlags) -> rusqlite::Result<Connection> {
+    let connection = Connection::open_with_flags(path, flags | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
+    connection.busy_timeout(BUSY_TIMEOUT)?;
+    connection.set_prepared_statement_cache_capacity(STATEMENTS_MAX);
+    Ok(connection)
+}
+
 /// The connection that writes. What it has committed outlives a power failure.
-pub async fn open(path: &Path, bytes_max: ByteCount) -> Result<SqliteConnection, sqlx::Error> {
-    let mut connection = SqliteConnectOptions::new()
-        .filename(path)
-        .create_if_missing(true)
-        .journal_mode(SqliteJournalMode::Wal)
-        .auto_vacuum(SqliteAutoVacuum::Incremental)
-        .synchronous(SqliteSynchronous::Full)
-        .pragma("page_size", PAGE_BYTES.to_string())
-        .pragma("max_page_count", pages(bytes_max.get()).to_string())
-        .disable_statement_logging()
-        .connect()
-        .await?;
-    sqlx::raw_sql(TABLES).execute(&mut connection).await?;
+pub fn open(path: &Path, bytes_max: ByteCount) -> rusqlite::Result<Connection> {
+    let connection = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE)?;
+    // Size and vacuum of the pages are those of the file that is made here, or was made like this before.
+    connection.execute_batch(&format!(
+        "pragma page_size = {PAGE_BYTES}; pragma auto_vacuum = incremental; pragma journal_mode = wal; \
+        pragma synchronous = full; {TABLES}"
+    ))?;
+    limit(&connection, bytes_max.get())?;
     Ok(connection)
 }
 
@@ -103,20 +111,17 @@ fn pages(bytes: u64) -> u64 {
 }
 
 /// Bounds the file from now on. One that is larger does not grow, and does not shrink by it either.
-pub async fn limit(connection: &mut SqliteConnection, bytes_max: u64) -> Result<(), sqlx::Error> {
-    let pragma = format!("pragma max_page_count = {}", pages(bytes_max));
-    sqlx::raw_sql(AssertSqlSafe(pragma)).execute(connection).await?;
-    Ok(())
+pub fn limit(connection: &Connection, bytes_max: u64) -> rusqlite::Result<()> {
+    connection.execute_batch(&format!("pragma max_page_count = {}", pages(bytes_max)))
 }
 
 /// Bytes that the file has and does not use.
-pub async fn spare(connection: &mut SqliteConnection) -> Result<u64, sqlx::Error> {
-    let pages: i64 = sqlx::query_scalar("pragma freelist_count").fetch_one(connection).await?;
+pub fn spare(connection: &Connection) -> rusqlite::Result<u64> {
+    let pages: i64 = connection.prepare_cached("pragma freelist_count")?.query_one([], |row| row.get(0))?;
     Ok(u64::try_from(pages).unwrap_or_default().saturating_mul(PAGE_BYTES))
 }
 
 /// A connection that reads.
-pub async fn open_reader(path: &Path) -> Result<SqliteConnection, sqlx::Error> {
-    let options = SqliteConnectOptions::new().filename(path).pragma("query_only", "ON");
-    options.disable_statement_logging().connect().await
+pub fn open_reader(path: &Path) -> rusqlite::Result<Connection> {
+    connect(path, OpenFlags::SQLITE_OPEN_READ_ONLY)
 }

@@ -1,13 +1,17 @@
-//! The one task that writes to the log. Whatever waits is committed together, and told when it is durable.
+//! The one thread that writes to the log. Whatever waits is committed together, and told when it is durable.
+//!
+//! A thread and not a task: a commit is many statements, and to wait for each of them on another thread took more time
+//! than the statements.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::thread::ThreadId;
-use std::time::Duration;
+use std::task::{Context, Poll, Wake, Waker};
+use std::thread::{Thread, ThreadId};
+use std::time::{Duration, Instant};
 
-use sqlx::{Row as _, SqliteConnection};
+use rusqlite::{Connection, Transaction, TransactionBehavior};
 use tokio::runtime::{Handle as Runtime, RuntimeFlavor};
 use tokio::sync::{mpsc, oneshot};
 
@@ -17,7 +21,7 @@ use super::room::{self, NoRoom};
 use super::rows::{self, Published};
 use super::tail::Tails;
 use super::{LogError, Shared, Ticket, schema};
-use crate::capability::messaging::message::{Delivery, Handle, Message, now};
+use crate::capability::messaging::message::{Delivery, Handle, Message, SubscriptionId, now};
 use crate::limits::ByteCount;
 
 /// What is to be written.
@@ -93,7 +97,7 @@ const DUE_MAX: i64 = 256;
 pub const INLINE_BYTES_MAX: u64 = 4096;
 
 pub struct Writer {
-    connection: SqliteConnection,
+    connection: Connection,
     path: PathBuf,
     bytes_max: ByteCount,
     jobs: mpsc::Receiver<Job>,
@@ -105,7 +109,7 @@ pub struct Writer {
 
 impl Writer {
     pub fn new(
-        connection: SqliteConnection,
+        connection: Connection,
         path: PathBuf,
         bytes_max: ByteCount,
         jobs: mpsc::Receiver<Job>,
@@ -115,30 +119,36 @@ impl Writer {
         Self { connection, path, bytes_max, jobs, shared, next_seq, due_at: Some(0) }
     }
 
-    /// Writes until nobody is left who could ask for it.
-    pub async fn run(mut self) {
-        let mut tidy = tokio::time::interval(TIDY_INTERVAL);
+    /// Writes until nobody is left who could ask for it, on a thread of its own.
+    pub fn start(self) -> Result<(), LogError> {
+        let started = std::thread::Builder::new().name("log".to_owned()).spawn(move || self.run());
+        started.map(drop).map_err(|error| LogError::Failed(Box::new(error)))
+    }
+
+    fn run(mut self) {
+        let mut tidy_at = Instant::now();
         loop {
-            let due_in =
-                self.due_at.map(|at| Duration::from_micros(u64::try_from(at - now()).unwrap_or_default()));
-            let due = async {
-                match due_in {
-                    Some(wait) => tokio::time::sleep(wait).await,
-                    None => std::future::pending().await,
-                }
-            };
-            tokio::select! {
-                job = self.jobs.recv() => match job {
-                    Some(job) => self.take(job).await,
-                    None => break,
-                },
-                () = due => self.publish_due().await,
-                _ = tidy.tick() => self.tidy().await,
+            let due_at = self.due_at.map(|at| {
+                let wait = u64::try_from(at.saturating_sub(now())).unwrap_or_default();
+                Instant::now() + Duration::from_micros(wait)
+            });
+            let until = due_at.map_or(tidy_at, |due_at| due_at.min(tidy_at));
+            match next(&mut self.jobs, until) {
+                Poll::Ready(Some(job)) => self.take(job),
+                Poll::Ready(None) => return,
+                Poll::Pending => {}
+            }
+            if due_at.is_some_and(|due_at| due_at <= Instant::now()) {
+                self.publish_due();
+            }
+            if tidy_at <= Instant::now() {
+                self.tidy();
+                tidy_at = Instant::now() + TIDY_INTERVAL;
             }
         }
     }
 
-    async fn take(&mut self, first: Job) {
+    fn take(&mut self, first: Job) {
         let mut bytes = weight(&first.change);
         let mut jobs = vec![first];
         while jobs.len() < BATCH_JOBS_MAX && bytes < BATCH_BYTES_MAX {
@@ -148,61 +158,40 @@ impl Writer {
         }
         let (changes, waiting): (Vec<Change>, Vec<_>) =
             jobs.into_iter().map(|job| (job.change, job.waiting)).unzip();
-        let outcomes = match self.commit(&changes).await {
+        let outcomes = match self.commit(&changes) {
             Ok(outcomes) => outcomes,
             // One of them may have spoilt it for the others.
-            Err(error) => self.commit_one_by_one(&changes, error).await,
+            Err(error) => self.commit_one_by_one(&changes, error),
         };
         tell(waiting.into_iter().zip(outcomes));
     }
 
-    async fn commit_one_by_one(&mut self, changes: &[Change], error: LogError) -> Vec<Outcome> {
+    fn commit_one_by_one(&mut self, changes: &[Change], error: LogError) -> Vec<Outcome> {
         if let [Change::Publish(_)] = changes {
             return vec![Err(error)];
         }
-        let mut outcomes = Vec::with_capacity(changes.len());
-        for change in changes {
-            outcomes.push(self.commit_alone(change).await);
-        }
-        outcomes
+        changes.iter().map(|change| self.commit_alone(change)).collect()
     }
 
     /// What settles messages gets room that publishing does not: a dead letter is written before its message is removed.
-    async fn commit_alone(&mut self, change: &Change) -> Outcome {
-        let mut committed = self.commit(std::slice::from_ref(change)).await;
+    fn commit_alone(&mut self, change: &Change) -> Outcome {
+        let mut committed = self.commit(std::slice::from_ref(change));
         if matches!(committed, Err(LogError::Full(_))) && !matches!(change, Change::Publish(_)) {
-            schema::limit(&mut self.connection, self.bytes_max.get().saturating_mul(2)).await?;
-            committed = self.commit(std::slice::from_ref(change)).await;
-            schema::limit(&mut self.connection, self.bytes_max.get()).await?;
+            schema::limit(&self.connection, self.bytes_max.get().saturating_mul(2))?;
+            committed = self.commit(std::slice::from_ref(change));
+            schema::limit(&self.connection, self.bytes_max.get())?;
         }
         committed?.pop().unwrap_or(Ok(0))
     }
 
     /// Makes changes durable, all in one transaction. A change may fail by itself and leave the others alone.
-    async fn commit(&mut self, changes: &[Change]) -> Result<Vec<Outcome>, LogError> {
+    fn commit(&mut self, changes: &[Change]) -> Result<Vec<Outcome>, LogError> {
         let mut books = self.shared.books().clone();
         let mut batch = Batch { seq: self.next_seq, due_at: self.due_at, ..Batch::default() };
-        let bytes: u64 = changes.iter().map(weight).sum();
-        batch.no_room = self.no_room(bytes).await?;
-        let written = async {
-            sqlx::query("begin immediate").execute(&mut self.connection).await?;
-            let mut outcomes = Vec::with_capacity(changes.len());
-            for change in changes {
-                outcomes.push(batch.apply(&mut self.connection, &mut books, change).await?);
-            }
-            rows::insert(&mut self.connection, &batch.published).await?;
-            rows::remove(&mut self.connection, &batch.done).await?;
-            sqlx::query("commit").execute(&mut self.connection).await?;
-            Ok(outcomes)
-        };
-        let outcomes = match written.await {
-            Ok(outcomes) => outcomes,
-            Err(error) => {
-                let error: LogError = error;
-                self.recover(&error).await;
-                return Err(error);
-            }
-        };
+        batch.no_room = self.no_room(changes.iter().map(weight).sum())?;
+        let outcomes = self.write(&mut batch, &mut books, changes).inspect_err(|error| {
+            tracing::error!(error = error as &dyn std::error::Error, "cannot write to the log of messages");
+        })?;
         for ticket in &batch.done {
             books.let_go(ticket.subscription, 1);
         }
@@ -216,32 +205,34 @@ impl Writer {
         Ok(outcomes)
     }
 
+    /// One transaction. If it fails, nothing of it is there.
+    fn write(
+        &mut self,
+        batch: &mut Batch,
+        books: &mut Books,
+        changes: &[Change],
+    ) -> Result<Vec<Outcome>, LogError> {
+        let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        let applied = changes.iter().map(|change| batch.apply(&transaction, books, change));
+        let outcomes = applied.collect::<Result<_, _>>()?;
+        rows::insert(&transaction, &batch.published)?;
+        rows::remove(&transaction, &batch.done)?;
+        transaction.commit()?;
+        Ok(outcomes)
+    }
+
     /// Why so many bytes cannot be published now, if they cannot.
-    async fn no_room(&mut self, bytes: u64) -> Result<Option<NoRoom>, LogError> {
+    fn no_room(&self, bytes: u64) -> Result<Option<NoRoom>, LogError> {
         if bytes == 0 || room::check(&self.path, bytes, 0).is_ok() {
             return Ok(None);
         }
-        let spare = schema::spare(&mut self.connection).await?;
+        let spare = schema::spare(&self.connection)?;
         Ok(room::check(&self.path, bytes, spare).err())
     }
 
-    /// Readies the connection for the next transaction.
-    async fn recover(&mut self, error: &LogError) {
-        tracing::error!(error = error as &dyn std::error::Error, "cannot write to the log of messages");
-        let rolled_back = sqlx::query("rollback").execute(&mut self.connection).await;
-        // A full disk has ended the transaction already.
-        if matches!(rolled_back, Ok(_) | Err(sqlx::Error::Database(_))) {
-            return;
-        }
-        if let Ok(connection) = schema::open(&self.path, self.bytes_max).await {
-            self.connection = connection;
-        }
-    }
-
     /// Publishes what was published for later, and later is now.
-    async fn publish_due(&mut self) {
-        let due = rare::due(&mut self.connection, now(), DUE_MAX).await;
-        let messages = match due {
+    fn publish_due(&mut self) {
+        let messages = match rare::due(&self.connection, now(), DUE_MAX) {
             Ok(messages) => messages,
             Err(error) => {
                 tracing::error!(%error, "cannot read the delayed messages");
@@ -251,9 +242,9 @@ impl Writer {
         };
         let mut is_held_up = false;
         for message in messages {
-            is_held_up |= self.commit_alone(&Change::Due(message)).await.is_err();
+            is_held_up |= self.commit_alone(&Change::Due(message)).is_err();
         }
-        self.due_at = match rare::first_due(&mut self.connection).await {
+        self.due_at = match rare::first_due(&self.connection) {
             // There is no room for it now.
             Ok(at) if is_held_up => at.map(|at| at.max(now() + 1_000_000)),
             Ok(at) => at,
@@ -261,17 +252,40 @@ impl Writer {
         };
     }
 
-    async fn tidy(&mut self) {
-        if let Err(error) = self.try_tidy().await {
+    fn tidy(&mut self) {
+        if let Err(error) = self.try_tidy() {
             tracing::error!(%error, "cannot tidy the log of messages");
         }
     }
 
-    async fn try_tidy(&mut self) -> Result<(), LogError> {
-        schema::limit(&mut self.connection, self.bytes_max.get().saturating_mul(2)).await?;
-        let tidied = rare::tidy(&mut self.connection, &self.shared).await;
-        schema::limit(&mut self.connection, self.bytes_max.get()).await?;
+    fn try_tidy(&mut self) -> Result<(), LogError> {
+        schema::limit(&self.connection, self.bytes_max.get().saturating_mul(2))?;
+        let tidied = rare::tidy(&mut self.connection, &self.shared);
+        schema::limit(&self.connection, self.bytes_max.get())?;
         tidied
+    }
+}
+
+/// The next job; pending if there is none until then.
+fn next(jobs: &mut mpsc::Receiver<Job>, until: Instant) -> Poll<Option<Job>> {
+    let waker = Waker::from(Arc::new(Unpark(std::thread::current())));
+    loop {
+        if let Poll::Ready(job) = jobs.poll_recv(&mut Context::from_waker(&waker)) {
+            return Poll::Ready(job);
+        }
+        let Some(wait) = until.checked_duration_since(Instant::now()).filter(|wait| !wait.is_zero()) else {
+            return Poll::Pending;
+        };
+        std::thread::park_timeout(wait);
+    }
+}
+
+/// Wakes a thread that has parked.
+struct Unpark(Thread);
+
+impl Wake for Unpark {
+    fn wake(self: Arc<Self>) {
+        self.0.unpark();
     }
 }
 
@@ -296,9 +310,9 @@ struct Batch {
 }
 
 impl Batch {
-    async fn apply(
+    fn apply(
         &mut self,
-        connection: &mut SqliteConnection,
+        transaction: &Transaction<'_>,
         books: &mut Books,
         change: &Change,
     ) -> Result<Outcome, LogError> {
@@ -307,21 +321,21 @@ impl Batch {
                 if let Some(no_room) = self.no_room {
                     return Ok(Err(LogError::Full(Box::new(no_room))));
                 }
-                for message in messages {
-                    if let Err(error) = self.publish(connection, books, message).await? {
-                        return Ok(Err(error));
+                for (published, message) in messages.iter().enumerate() {
+                    if let Err(id) = self.publish(transaction, books, message)? {
+                        return Ok(Err(LogError::BacklogFull { id, published }));
                     }
                 }
             }
             Change::Due(message) => {
-                if let Err(error) = self.publish(connection, books, message).await? {
-                    return Ok(Err(error));
+                if let Err(id) = self.publish(transaction, books, message)? {
+                    return Ok(Err(LogError::backlog_full(id)));
                 }
-                rare::delayed_no_more(connection, message).await?;
+                rare::delayed_no_more(transaction, message)?;
             }
             Change::Done(tickets) => self.done.extend_from_slice(tickets),
             Change::Rare(Rare::Redrive { service, ids }) => {
-                let again = rare::redrive(connection, books, service, ids).await?;
+                let again = rare::redrive(transaction, books, service, ids)?;
                 let count = again.len() as u64;
                 for (message, number) in again {
                     self.published.push(Published {
@@ -333,25 +347,25 @@ impl Batch {
                 }
                 return Ok(Ok(count));
             }
-            Change::Rare(change) => return rare::apply(connection, books, change).await,
+            Change::Rare(change) => return rare::apply(transaction, books, change),
         }
         Ok(Ok(0))
     }
 
-    async fn publish(
+    fn publish(
         &mut self,
-        connection: &mut SqliteConnection,
+        transaction: &Transaction<'_>,
         books: &mut Books,
         message: &Message,
-    ) -> Result<Result<(), LogError>, LogError> {
+    ) -> rusqlite::Result<Result<(), SubscriptionId>> {
         if let Some(full) = books.full(&message.subject) {
-            return Ok(Err(LogError::BacklogFull(full)));
+            return Ok(Err(full));
         }
-        if message.may_come_again && !is_new(connection, message).await? {
+        if message.may_come_again && !rare::is_new(transaction, message)? {
             return Ok(Ok(()));
         }
         if let Some(at) = message.deliver_at.filter(|at| *at > now()) {
-            rare::delay(connection, message, at).await?;
+            rare::delay(transaction, message, at)?;
             self.due_at = Some(self.due_at.map_or(at, |due_at| due_at.min(at)));
             return Ok(Ok(()));
         }
@@ -365,13 +379,6 @@ impl Batch {
         }
         Ok(Ok(()))
     }
-}
-
-/// Notes a message that may come again; answers whether this is its first time.
-async fn is_new(connection: &mut SqliteConnection, message: &Message) -> Result<bool, sqlx::Error> {
-    let query = sqlx::query("insert into seen (id, at) values (?, ?) on conflict do nothing");
-    let noted = query.bind(message.id.as_str()).bind(now()).execute(connection).await?;
-    Ok(noted.rows_affected() > 0)
 }
 
 /// Tells the subscriptions of a message that is durable now.
@@ -392,7 +399,7 @@ fn announce(tails: &Tails, published: &Published) {
 }
 
 /// The last message of the log.
-pub async fn last(connection: &mut SqliteConnection) -> Result<AtomicU64, sqlx::Error> {
-    let row = sqlx::query("select coalesce(max(seq), 0) as last from messages").fetch_one(connection).await?;
-    Ok(AtomicU64::new(rows::unsigned(row.try_get("last")?)))
+pub fn last(connection: &Connection) -> rusqlite::Result<AtomicU64> {
+    let text = "select coalesce(max(seq), 0) from messages";
+    Ok(AtomicU64::new(rows::unsigned(connection.query_row(text, [], |row| row.get(0))?)))
 }

@@ -105,12 +105,12 @@ impl Core {
                     Outgoing { subject, headers: wire::headers(&message), body: message.body.clone() };
                 self.send_all(vec![outgoing]).await
             }
-            Err(full) => Err(LogError::BacklogFull(full)),
+            Err(full) => Err(LogError::backlog_full(full)),
         };
         match published {
             Ok(()) => incoming.double_ack().await.map_err(away),
             Err(error) => {
-                if !matches!(error, LogError::BacklogFull(_)) {
+                if !matches!(error, LogError::BacklogFull { .. }) {
                     self.books().take_back(&message.subject);
                 }
                 tracing::debug!(error = &error as &dyn std::error::Error, "a delayed message waits");

@@ -51,8 +51,15 @@ enum Sent {
 impl Core {
     /// Publishes in order: all of them, or those before the first for which there is no room.
     pub(super) async fn publish(&self, messages: Vec<Message>) -> Result<(), LogError> {
+        let mut before = 0;
         for wave in waves(&messages) {
-            self.publish_wave(wave).await?;
+            self.publish_wave(wave).await.map_err(|error| match error {
+                LogError::BacklogFull { id, published } => {
+                    LogError::BacklogFull { id, published: before + published }
+                }
+                error => error,
+            })?;
+            before += wave.len();
         }
         Ok(())
     }
@@ -62,7 +69,7 @@ impl Core {
         let mut refused = Ok(());
         for message in wave {
             if let Err(full) = self.books().take_in(&message.subject) {
-                refused = Err(LogError::BacklogFull(full));
+                refused = Err(LogError::BacklogFull { id: full, published: counted.len() });
                 break;
             }
             counted.push(message);
