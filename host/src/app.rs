@@ -24,7 +24,7 @@ use crate::control::journal::Journal;
 use crate::control::source::ArtifactStore;
 use crate::control::watch;
 use crate::ingress::bridge;
-use crate::ingress::http::{self, Workers};
+use crate::ingress::http::{self, AtRest, Workers};
 use crate::ingress::queue::Queues;
 use crate::ingress::request::Ingress;
 use crate::ingress::schedule::Schedules;
@@ -50,7 +50,8 @@ pub fn run(config: Config, dev: Option<DevOptions>) -> anyhow::Result<()> {
     let data = DataDir::lock(&config.data_dir)?;
     // Deploys, the admin API and the accept loop; requests have threads of their own.
     let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
+        // One: what they have to do is little, and a second one would take turns with the serving threads.
+        .worker_threads(1)
         .thread_name("control")
         .enable_all()
         .build()
@@ -77,9 +78,10 @@ async fn serve(
     let engines = Arc::new(Engines::new(&config.limits, &data.path)?);
     let linkers = Linkers::new(&engines)?;
     let journal = Journal::open(&data.path.join("journal.db")).await?;
-    let messages = open_messages(&config, &data.path, &metrics).await?;
-    let bridges = open_bridges(&config, &data.path, &messages, &metrics, &journal).await?;
     let catalog = Arc::new(Catalog::default());
+    let workers = Arc::new(start_workers(&config, &catalog, &metrics)?);
+    let messages = open_messages(&config, &data.path, &metrics, &workers).await?;
+    let bridges = open_bridges(&config, &data.path, &messages, &metrics, &journal).await?;
     let deployer = Deployer::new(Parts {
         catalog: Arc::clone(&catalog),
         engines,
@@ -112,7 +114,7 @@ async fn serve(
     }
     deployer.keep_resuming(stop.clone());
     let parts = (catalog, Arc::clone(&messages), bridges, metrics);
-    let plane = DataPlane::start(&config, listener, parts, stop.clone())?;
+    let plane = DataPlane::start(workers, listener, parts, stop.clone());
     let signals = announce(http_address, &admin_address)?;
     readiness.ready();
     tracing::info!(resumed, %http_address, admin_address, "serving");
@@ -122,24 +124,47 @@ async fn serve(
     readiness.draining();
     tracing::info!("stopping: requests in flight have until the shutdown timeout");
     stop.cancel();
-    plane.drain(config.limits.shutdown_timeout.get()).await;
+    let threads = plane.drain(config.limits.shutdown_timeout.get()).await;
     // The admin API ends with `stop`; what it answers last is not waited for beyond its own limit.
     if let Ok(Err(error)) = admin.await {
         tracing::error!(%error, "the admin API failed");
     }
     messages.close().await;
+    if let Some(threads) = threads {
+        threads.end();
+    }
     journal.close().await;
     tracing::info!("stopped");
     asked
+}
+
+/// The serving threads. They come before whatever keeps connections of its own: those live on them, too.
+fn start_workers(
+    config: &Config,
+    catalog: &Arc<Catalog<Release>>,
+    metrics: &Arc<Metrics>,
+) -> anyhow::Result<Workers> {
+    let ingress = Arc::new(Ingress {
+        catalog: Arc::clone(catalog),
+        metrics: Arc::clone(metrics),
+        limits: config.limits.clone(),
+        trusted_proxies: config.trusted_proxies.clone(),
+    });
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get);
+    Ok(Workers::start(config.workers.unwrap_or(cores), &ingress)?)
 }
 
 async fn open_messages(
     config: &Config,
     data: &Path,
     metrics: &Arc<Metrics>,
+    workers: &Workers,
 ) -> anyhow::Result<Arc<Messages>> {
-    let prefix = &config.messaging.prefix;
-    let server = config.messaging.url()?.map(|url| Server { url, prefix: prefix.clone() });
+    let server = config.messaging.url()?.map(|url| Server {
+        url,
+        prefix: config.messaging.prefix.clone(),
+        runtime: workers.threads().next().runtime().clone(),
+    });
     Ok(Messages::open(data, server.as_ref(), &config.limits, Arc::clone(metrics)).await?)
 }
 
@@ -175,7 +200,7 @@ struct DataPlane {
 
 impl DataPlane {
     fn start(
-        config: &Config,
+        workers: Arc<Workers>,
         listener: TcpListener,
         (catalog, messages, bridges, metrics): (
             Arc<Catalog<Release>>,
@@ -184,15 +209,7 @@ impl DataPlane {
             Arc<Metrics>,
         ),
         stop: CancellationToken,
-    ) -> anyhow::Result<Self> {
-        let ingress = Arc::new(Ingress {
-            catalog: Arc::clone(&catalog),
-            metrics: Arc::clone(&metrics),
-            limits: config.limits.clone(),
-            trusted_proxies: config.trusted_proxies.clone(),
-        });
-        let cores = std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get);
-        let workers = Arc::new(Workers::start(config.workers.unwrap_or(cores), &ingress)?);
+    ) -> Self {
         let accepting = tokio::spawn({
             let (workers, stop) = (Arc::clone(&workers), stop.clone());
             async move { workers.accept(listener, stop).await }
@@ -210,11 +227,12 @@ impl DataPlane {
             // It has nothing to say.
             let _ = connected.await;
         });
-        Ok(Self { accepting, queues, workers })
+        Self { accepting, queues, workers }
     }
 
-    /// Waits for what has been told to stop, for `limit` at most.
-    async fn drain(self, limit: Duration) {
+    /// Waits for what has been told to stop, for `limit` at most. The threads go on until they are ended: what is closed
+    /// last has its connections there.
+    async fn drain(self, limit: Duration) -> Option<AtRest> {
         if let Ok(Err(error)) = self.accepting.await {
             tracing::error!(%error, "the accept loop failed");
         }
@@ -223,9 +241,8 @@ impl DataPlane {
         if tokio::time::timeout_at(ends_at, self.queues).await.is_err() {
             tracing::warn!("messages still at work at the shutdown deadline are left; they come again");
         }
-        if let Some(workers) = Arc::into_inner(self.workers) {
-            workers.shut_down(ends_at.saturating_duration_since(tokio::time::Instant::now())).await;
-        }
+        let workers = Arc::into_inner(self.workers)?;
+        Some(workers.drain(ends_at.saturating_duration_since(tokio::time::Instant::now())).await)
     }
 }
 

@@ -72,7 +72,24 @@ struct Worker {
     inbox: mpsc::Sender<Accepted>,
     open: Arc<AtomicUsize>,
     thread: JoinHandle<()>,
+    /// All its connections are closed.
     finished: oneshot::Receiver<()>,
+}
+
+/// Serving threads without a connection, which still run what is no request.
+pub struct AtRest {
+    threads: Vec<JoinHandle<()>>,
+    end: CancellationToken,
+}
+
+impl AtRest {
+    pub fn end(self) {
+        self.end.cancel();
+        for thread in self.threads {
+            // It has let go of everything that it could panic with.
+            let _ = thread.join();
+        }
+    }
 }
 
 /// The serving threads, for work that does not come by a connection.
@@ -119,6 +136,7 @@ impl Threads {
 pub struct Workers {
     workers: Vec<Worker>,
     closing: Arc<Closing>,
+    end: CancellationToken,
     ingress: Arc<Ingress>,
 }
 
@@ -149,14 +167,14 @@ impl Workers {
     /// # Errors
     /// When a thread or its runtime cannot be made.
     pub fn start(count: usize, ingress: &Arc<Ingress>) -> Result<Self, ListenError> {
-        let closing = Arc::new(Closing::default());
+        let (closing, end) = (Arc::new(Closing::default()), CancellationToken::new());
         let workers = (0..count.max(1))
             .map(|index| {
-                start_worker(index, Arc::clone(ingress), Arc::clone(&closing))
+                start_worker(index, Arc::clone(ingress), Arc::clone(&closing), end.clone())
                     .map_err(|source| ListenError::Thread { index, source })
             })
             .collect::<Result<_, _>>()?;
-        Ok(Self { workers, closing, ingress: Arc::clone(ingress) })
+        Ok(Self { workers, closing, end, ingress: Arc::clone(ingress) })
     }
 
     pub fn threads(&self) -> Threads {
@@ -217,10 +235,11 @@ impl Workers {
         let _ = worker.inbox.send(Accepted { stream, peer, held }).await;
     }
 
-    /// Lets requests in flight finish until `limit`, then ends the threads.
-    pub async fn shut_down(self, limit: Duration) {
+    /// Lets requests in flight finish until `limit`.
+    pub async fn drain(self, limit: Duration) -> AtRest {
         self.closing.tell();
         let deadline = tokio::time::Instant::now() + limit;
+        let mut at_rest = AtRest { threads: Vec::new(), end: self.end };
         for worker in self.workers {
             drop(worker.inbox);
             if tokio::time::timeout_at(deadline, worker.finished).await.is_err() {
@@ -230,24 +249,32 @@ impl Workers {
                 );
                 continue;
             }
-            // It has said that it is at its end.
-            let _ = worker.thread.join();
+            at_rest.threads.push(worker.thread);
         }
+        at_rest
     }
 }
 
-fn start_worker(index: usize, ingress: Arc<Ingress>, closing: Arc<Closing>) -> io::Result<Worker> {
+fn start_worker(
+    index: usize,
+    ingress: Arc<Ingress>,
+    closing: Arc<Closing>,
+    end: CancellationToken,
+) -> io::Result<Worker> {
     let (inbox, accepted) = mpsc::channel(WORKER_INBOX);
     let (finish, finished) = oneshot::channel();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build()?;
     let handle = runtime.handle().clone();
     let thread = std::thread::Builder::new().name(format!("serve-{index}")).spawn(move || {
         instance::serve_on_this_thread();
-        runtime.block_on(work(ingress, accepted, closing));
+        runtime.block_on(async move {
+            work(ingress, accepted, closing).await;
+            // The host may have stopped waiting.
+            let _ = finish.send(());
+            end.cancelled().await;
+        });
         instance::let_idle_go();
         runtime.shutdown_timeout(Duration::from_millis(100));
-        // The host may have stopped waiting.
-        let _ = finish.send(());
     })?;
     Ok(Worker { runtime: handle, inbox, open: Arc::new(AtomicUsize::new(0)), thread, finished })
 }

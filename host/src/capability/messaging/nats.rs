@@ -40,6 +40,7 @@ use std::time::Duration;
 
 use async_nats::jetstream::{self, kv, stream};
 use async_nats::{Client, connection::State};
+use tokio::runtime::Handle;
 use tokio::sync::{Notify, OnceCell, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -61,6 +62,8 @@ pub struct Server {
     /// One or several, with commas between them.
     pub url: String,
     pub prefix: String,
+    /// Where its connection lives.
+    pub runtime: Handle,
 }
 
 /// The log.
@@ -82,6 +85,8 @@ pub struct Core {
     /// Tells this host from others, over its restarts.
     host: String,
     connection: connection::Watched,
+    /// Of the connection. What comes in is read there, and wakes nobody else.
+    runtime: Handle,
     stores: OnceCell<Stores>,
     books: Mutex<Books>,
     known: Mutex<HashMap<SubscriptionId, Arc<Known>>>,
@@ -132,7 +137,8 @@ impl Nats {
         metrics: Arc<Metrics>,
     ) -> Result<Self, LogError> {
         let host = host_id(&data_dir.join("host-id")).map_err(away)?;
-        let (client, connection) = connection::connect(&server.url).await?;
+        let connecting = server.runtime.spawn(connection::connect(server.url.clone()));
+        let (client, connection) = connecting.await.map_err(away)??;
         let context = |timeout| jetstream::ContextBuilder::new().timeout(timeout).build(client.clone());
         let core = Arc::new(Core {
             jetstream: context(Duration::from_secs(5)),
@@ -144,6 +150,7 @@ impl Nats {
             metrics,
             host,
             connection,
+            runtime: server.runtime.clone(),
             stores: OnceCell::new(),
             books: Mutex::default(),
             known: Mutex::default(),

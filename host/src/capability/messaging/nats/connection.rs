@@ -71,7 +71,7 @@ const COMMANDS_MAX: usize = 1024;
 const FAILURES_BYTES_MAX: i64 = 1 << 30;
 
 /// Begins to connect, and goes on for ever.
-pub async fn connect(url: &str) -> Result<(Client, Watched), LogError> {
+pub async fn connect(url: String) -> Result<(Client, Watched), LogError> {
     let (changed, changes) = watch::channel(0);
     let watched = Watched { ready: Arc::new(flag()), changes, trouble: Arc::default() };
     let (ready, trouble, changed) =

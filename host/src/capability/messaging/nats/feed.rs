@@ -20,7 +20,7 @@ impl Feed {
         let (sender, deliveries) = mpsc::channel(QUEUE_READ_AHEAD);
         let core = Arc::clone(core);
         // It ends after the feed and all that came of it, or with the host.
-        core.tasks.clone().spawn(read(core, known, sender));
+        core.tasks.clone().spawn_on(read(Arc::clone(&core), known, sender), &core.runtime);
         Self(deliveries)
     }
 
