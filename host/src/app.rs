@@ -109,10 +109,8 @@ async fn serve(
     };
     let admin = tokio::spawn(admin::serve(admin_listener, admin::router(state), stop.clone()));
     let resumed = deployer.resume().await?;
-    if let (Some(dir), None) = (&config.services, &dev) {
-        watch::deploy_all(dir, &deployer).await?;
-    }
-    deployer.keep_resuming(stop.clone());
+    // `stoa dev` deploys what it finds in its own folder.
+    bring_in(config.services.as_ref().filter(|_| dev.is_none()), &deployer, &stop).await?;
     let parts = (catalog, Arc::clone(&messages), bridges, metrics);
     let plane = DataPlane::start(workers, listener, parts, stop.clone());
     let signals = announce(http_address, &admin_address)?;
@@ -124,18 +122,29 @@ async fn serve(
     readiness.draining();
     tracing::info!("stopping: requests in flight have until the shutdown timeout");
     stop.cancel();
-    let threads = plane.drain(config.limits.shutdown_timeout.get()).await;
+    let at_rest = plane.drain(config.limits.shutdown_timeout.get()).await;
     // The admin API ends with `stop`; what it answers last is not waited for beyond its own limit.
     if let Ok(Err(error)) = admin.await {
         tracing::error!(%error, "the admin API failed");
     }
     messages.close().await;
-    if let Some(threads) = threads {
-        threads.end();
-    }
+    at_rest.end();
     journal.close().await;
     tracing::info!("stopped");
     asked
+}
+
+/// Deploys what is in the folder, and goes on trying what could not be brought back.
+async fn bring_in(
+    services: Option<&PathBuf>,
+    deployer: &Arc<Deployer>,
+    stop: &CancellationToken,
+) -> anyhow::Result<()> {
+    if let Some(dir) = services {
+        watch::deploy_all(dir, deployer).await?;
+    }
+    deployer.keep_resuming(stop.clone());
+    Ok(())
 }
 
 /// The serving threads. They come before whatever keeps connections of its own: those live on them, too.
@@ -232,7 +241,7 @@ impl DataPlane {
 
     /// Waits for what has been told to stop, for `limit` at most. The threads go on until they are ended: what is closed
     /// last has its connections there.
-    async fn drain(self, limit: Duration) -> Option<AtRest> {
+    async fn drain(self, limit: Duration) -> AtRest {
         if let Ok(Err(error)) = self.accepting.await {
             tracing::error!(%error, "the accept loop failed");
         }
@@ -241,8 +250,13 @@ impl DataPlane {
         if tokio::time::timeout_at(ends_at, self.queues).await.is_err() {
             tracing::warn!("messages still at work at the shutdown deadline are left; they come again");
         }
-        let workers = Arc::into_inner(self.workers)?;
-        Some(workers.drain(ends_at.saturating_duration_since(tokio::time::Instant::now())).await)
+        match Arc::into_inner(self.workers) {
+            Some(workers) => {
+                workers.drain(ends_at.saturating_duration_since(tokio::time::Instant::now())).await
+            }
+            // Somebody still accepts, which nobody should.
+            None => AtRest::default(),
+        }
     }
 }
 

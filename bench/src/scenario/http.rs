@@ -243,7 +243,13 @@ fn print_table(rows: &[Row]) {
 
 fn judge(rows: &[Row], connections: usize, report: &mut Report) {
     for row in rows {
-        row.summary.judge_failures(&format!("{connections} connections, {}", row.name), report);
+        let what = format!("{connections} connections, {}", row.name);
+        if row.name.starts_with("wasmtime") {
+            // Not ours to answer for; its figures are those of the other requests.
+            row.summary.note_failures(&what, report);
+        } else {
+            row.summary.judge_failures(&what, report);
+        }
     }
     for Bar { name, than, bar } in BARS {
         // A row of `wasmtime` that is missing was announced, and fails the report unless that was asked for.

@@ -109,4 +109,10 @@ impl Summary {
         let met = self.failures.is_empty() && self.latencies.count() > 0;
         report.judge(&format!("{what}: failed requests"), found, met);
     }
+
+    pub fn note_failures(&self, what: &str, report: &Report) {
+        if let Some(first) = self.failures.first() {
+            report.note(&format!("{what}: failed requests, {first}"));
+        }
+    }
 }

@@ -77,6 +77,7 @@ struct Worker {
 }
 
 /// Serving threads without a connection, which still run what is no request.
+#[derive(Default)]
 pub struct AtRest {
     threads: Vec<JoinHandle<()>>,
     end: CancellationToken,

@@ -118,7 +118,7 @@ struct Aside {
     subscriptions: BTreeSet<SubscriptionId>,
     keys: HashSet<String>,
     count: usize,
-    /// Everything up to this place was looked at.
+    /// Everything up to this place was looked at. PostgreSQL may commit an earlier one after it: the next whole look finds that.
     up_to: i64,
     oldest: Option<i64>,
 }

@@ -3,17 +3,15 @@
 //! A thread and not a task: a commit is many statements, and to wait for each of them on another thread took more time
 //! than the statements.
 
-use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
-use std::thread::{Thread, ThreadId};
+use std::thread::Thread;
 use std::time::{Duration, Instant};
 
 use rusqlite::{Connection, Transaction, TransactionBehavior};
-use tokio::runtime::{Handle as Runtime, RuntimeFlavor};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 
 use super::books::Books;
 use super::rare::{self, Rare};
@@ -22,6 +20,7 @@ use super::rows::{self, Published};
 use super::tail::Tails;
 use super::{LogError, Shared, Ticket, schema};
 use crate::capability::messaging::message::{Delivery, Handle, Message, SubscriptionId, now};
+use crate::capability::messaging::waiting::{Waiting, tell};
 use crate::limits::ByteCount;
 
 /// What is to be written.
@@ -37,45 +36,7 @@ pub enum Change {
 /// A change, and who waits for it.
 pub struct Job {
     pub change: Change,
-    pub waiting: Waiting,
-}
-
-/// Somebody who waits for the outcome of a change.
-pub struct Waiting {
-    done: oneshot::Sender<Outcome>,
-    /// Where, if that is a runtime of one thread.
-    thread: Option<(ThreadId, Runtime)>,
-}
-
-impl Waiting {
-    /// Waits on the current thread.
-    pub fn here() -> (Self, oneshot::Receiver<Outcome>) {
-        let (done, outcome) = oneshot::channel();
-        let runtime = Runtime::try_current().ok();
-        let runtime = runtime.filter(|runtime| runtime.runtime_flavor() == RuntimeFlavor::CurrentThread);
-        let thread = runtime.map(|runtime| (std::thread::current().id(), runtime));
-        (Self { done, thread }, outcome)
-    }
-}
-
-/// Tells everybody. Those who wait on one serving thread are told there, one after the other: to wake a thread for each of
-/// them would cost more than all the rest.
-fn tell(outcomes: impl Iterator<Item = (Waiting, Outcome)>) {
-    let mut threads = HashMap::<ThreadId, (Runtime, Vec<_>)>::new();
-    for (Waiting { done, thread }, outcome) in outcomes {
-        match thread {
-            Some((id, runtime)) => threads.entry(id).or_insert((runtime, Vec::new())).1.push((done, outcome)),
-            // Whoever has left does not want to know.
-            None => drop(done.send(outcome)),
-        }
-    }
-    for (runtime, told) in threads.into_values() {
-        runtime.spawn(async move {
-            for (done, outcome) in told {
-                drop(done.send(outcome));
-            }
-        });
-    }
+    pub waiting: Waiting<Outcome>,
 }
 
 /// How many dead letters were moved by the change, if it is about them.
