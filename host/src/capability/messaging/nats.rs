@@ -1,7 +1,7 @@
 //! The log of messages on a NATS server with JetStream, from 2.9 on.
 //!
 //! Reading order: [`names`] and [`wire`] are what things are called and how a message travels, [`connection`] the
-//! connection and what is made on the server, [`publish`], [`post`] and [`later`] the way in, [`feed`] and [`reader`] the way out with its
+//! connection and what is made on the server, [`publish`] and [`later`] the way in, [`feed`] and [`reader`] the way out with its
 //! [`lease`], [`tenure`] what a delivery is settled by, [`failures`] and [`dead`] what went wrong, [`tidy`] what
 //! nobody reads any more, [`books`] how much waits.
 //!
@@ -24,7 +24,6 @@ mod feed;
 mod later;
 mod lease;
 mod names;
-mod post;
 mod publish;
 mod reader;
 mod subscription;
@@ -49,7 +48,6 @@ use tokio_util::task::TaskTracker;
 use self::books::Books;
 pub use self::feed::Feed;
 use self::names::Names;
-use self::post::Post;
 use self::subscription::Known;
 pub use self::tenure::Tenure;
 use super::log::LogError;
@@ -77,7 +75,8 @@ pub struct Nats {
 pub struct Core {
     client: Client,
     jetstream: jetstream::Context,
-    post: Post,
+    /// Gives up sooner, because it tries again.
+    publisher: jetstream::Context,
     /// The server's addresses, without what is secret in them.
     address: String,
     names: Names,
@@ -141,10 +140,9 @@ impl Nats {
         let connecting = server.runtime.spawn(connection::connect(server.url.clone()));
         let (client, connection) = connecting.await.map_err(away)??;
         let context = |timeout| jetstream::ContextBuilder::new().timeout(timeout).build(client.clone());
-        let (post, letters) = Post::new();
         let core = Arc::new(Core {
             jetstream: context(Duration::from_secs(5)),
-            post,
+            publisher: context(publish::ACK_WAIT),
             client: client.clone(),
             address: connection::without_secrets(&server.url),
             names: Names::new(&server.prefix),
@@ -163,8 +161,7 @@ impl Nats {
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
         });
-        // It gives up sooner, because whoever sends tries again.
-        core.start(post::run(context(publish::ACK_WAIT), letters));
+        core.start();
         // Most of the time it answers; then the first deploy need not wait.
         if let Err(error) = core.stores().await {
             tracing::warn!(
@@ -209,9 +206,7 @@ impl Nats {
 
 impl Core {
     /// Starts what goes on until the end.
-    fn start(self: &Arc<Self>, posting: impl Future<Output = ()> + Send + 'static) {
-        let stop = self.stop.clone();
-        self.tasks.spawn_on(async move { stop.run_until_cancelled(posting).await }, &self.runtime);
+    fn start(self: &Arc<Self>) {
         for task in
             [connection::keep(Arc::clone(self)), later::run(Arc::clone(self)), tidy::run(Arc::clone(self))]
         {

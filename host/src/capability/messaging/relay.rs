@@ -43,13 +43,14 @@ pub async fn run(publisher: Arc<Publisher>, database: Arc<Database>, message_age
         }
         let was_empty = aside.is_empty();
         match relay(&publisher, &database, &mut aside).await {
-            Ok(()) if aside.is_empty() => (pause, again_at) = (PAUSE_FIRST, Instant::now() + LOOK_INTERVAL),
-            Ok(()) if was_empty => {
+            Ok(_) if aside.is_empty() => (pause, again_at) = (PAUSE_FIRST, Instant::now() + LOOK_INTERVAL),
+            Ok(count) if was_empty => {
                 complain(&publisher, &aside.to_string());
                 again_at = Instant::now() + pause;
-                pause = (pause * 2).min(LOOK_INTERVAL);
+                // What goes on though slowly is looked at more often.
+                pause = if count > 0 { (pause / 2).max(PAUSE_FIRST) } else { (pause * 2).min(LOOK_INTERVAL) };
             }
-            Ok(()) => {}
+            Ok(_) => {}
             Err(problem) => {
                 complain(&publisher, &problem);
                 tokio::time::sleep(pause).await;
@@ -75,15 +76,18 @@ fn complain(publisher: &Publisher, problem: &str) {
     tracing::warn!(service, "messages wait in the service's database: {problem}");
 }
 
-/// Relays what waits, but what is aside and what has to stay with it.
-async fn relay(publisher: &Publisher, database: &Database, aside: &mut Aside) -> Result<(), String> {
+/// Relays what waits, but what is aside and what has to stay with it. Answers how many messages went on.
+async fn relay(publisher: &Publisher, database: &Database, aside: &mut Aside) -> Result<usize, String> {
+    let mut count = 0;
     loop {
-        let entries = database.posted(aside.up_to, BATCH_MAX).await;
+        let entries = database.posted(&aside.numbers, BATCH_MAX).await;
         let entries = entries.map_err(|error| format!("they cannot be read ({error:?})"))?;
         let oldest = aside.oldest.or_else(|| Some(entries.first()?.published_at));
         publisher.metrics().outbox_lag(oldest.map_or(Duration::ZERO, age));
-        let Some(up_to) = entries.last().map(|entry| entry.number) else { return Ok(()) };
-        let before = aside.count;
+        if entries.is_empty() {
+            return Ok(count);
+        }
+        let before = aside.numbers.len();
         let goes_on = |entry: &Entry| !aside.takes(entry, |subject| publisher.full(subject));
         let entries: Vec<Entry> = entries.into_iter().filter(goes_on).collect();
         if !entries.is_empty() {
@@ -91,19 +95,17 @@ async fn relay(publisher: &Publisher, database: &Database, aside: &mut Aside) ->
             if !done.is_empty() {
                 let forgotten = database.forget_posted(&done).await;
                 forgotten.map_err(|error| format!("they cannot be taken out ({error:?})"))?;
+                count += done.len();
             }
             if let Some(id) = full {
                 // The same ones again, without those of that subscription.
                 aside.subscriptions.insert(id);
-                aside.count = before;
+                aside.numbers.truncate(before);
                 continue;
             }
         }
         if aside.is_full() {
-            return Ok(());
-        }
-        if !aside.is_empty() {
-            aside.up_to = up_to;
+            return Ok(count);
         }
     }
 }
@@ -117,9 +119,8 @@ fn age(published_at: i64) -> Duration {
 struct Aside {
     subscriptions: BTreeSet<SubscriptionId>,
     keys: HashSet<String>,
-    count: usize,
-    /// Everything up to this place was looked at. PostgreSQL may commit an earlier one after it: the next whole look finds that.
-    up_to: i64,
+    /// Their places. PostgreSQL may commit an earlier place after a later one, so a look cannot begin behind them.
+    numbers: Vec<i64>,
     oldest: Option<i64>,
 }
 
@@ -135,25 +136,30 @@ impl Aside {
             self.subscriptions.insert(id);
         }
         self.keys.extend(entry.key.clone());
-        self.count += 1;
+        self.numbers.push(entry.number);
         self.oldest.get_or_insert(entry.published_at);
         true
     }
 
     const fn is_empty(&self) -> bool {
-        self.count == 0
+        self.numbers.is_empty()
     }
 
     /// No more of them are looked past.
     const fn is_full(&self) -> bool {
-        self.count >= OUTBOX_ASIDE_MAX
+        self.numbers.len() >= OUTBOX_ASIDE_MAX
     }
 }
 
 impl fmt::Display for Aside {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let full: Vec<String> = self.subscriptions.iter().map(ToString::to_string).collect();
-        write!(f, "{} of them, because the `backlog` of {} is full", self.count, full.join(" and of "))
+        write!(
+            f,
+            "{} of them, because the `backlog` of {} is full",
+            self.numbers.len(),
+            full.join(" and of ")
+        )
     }
 }
 
@@ -192,7 +198,7 @@ mod tests {
         assert!(takes("mails.old", None, has_room) && takes("orders.placed", Some("b"), has_room));
         assert!(!takes("orders.placed", Some("a"), has_room) && !takes("orders.placed", None, has_room));
         assert!(!takes("no subject", None, has_room));
-        assert_eq!((aside.count, aside.oldest, aside.is_empty()), (3, Some(7), false));
+        assert_eq!((aside.numbers.len(), aside.oldest, aside.is_empty()), (3, Some(7), false));
         assert!(aside.to_string().contains("`mails.*` of service `mail`"), "{aside}");
     }
 }

@@ -26,8 +26,13 @@ pub struct Entry {
 const POST: &str = "insert into _stoa_outbox (id, subject, key, headers, body, published_at, deliver_at) \
     values ($1, $2, $3, $4, $5, $6, $7)";
 
-const LOOK: &str = "select number, id, subject, key, headers, body, published_at, deliver_at \
-    from _stoa_outbox where number > $1 order by number limit $2";
+/// `$1` is a list of numbers, as JSON.
+const LOOK_SQLITE: &str = "select number, id, subject, key, headers, body, published_at, deliver_at \
+    from _stoa_outbox where number not in (select value from json_each($1)) order by number limit $2";
+
+const LOOK_POSTGRES: &str = "select number, id, subject, key, headers, body, published_at, deliver_at \
+    from _stoa_outbox where number not in (select value::bigint from jsonb_array_elements_text($1::text::jsonb)) \
+    order by number limit $2";
 
 /// Time for the host's own statements.
 const LIMIT: Duration = Duration::from_secs(10);
@@ -99,16 +104,21 @@ impl Database {
         connection.speak(&script, true, LIMIT).await
     }
 
-    /// The messages that wait behind this one, the oldest first.
+    /// The messages that wait, but these, the oldest first.
     ///
     /// # Errors
     /// When the database does not answer.
-    pub async fn posted(&self, after: i64, max: u32) -> Result<Vec<Entry>, Error> {
+    pub async fn posted(&self, but: &[i64], max: u32) -> Result<Vec<Entry>, Error> {
         let mut connection = self.connection(Access::ReadOnly).await?;
-        let (statement, parameters) =
-            (Statement::by_host("select", 2), vec![Value::Integer(after), Value::Integer(max.into())]);
+        let but = serde_json::to_string(but).unwrap_or_default();
+        let parameters = vec![Value::Text(but), Value::Integer(max.into())];
+        let statement = Statement::by_host("select", parameters.len());
+        let text = match &self.backend {
+            Backend::Sqlite(_) => LOOK_SQLITE,
+            Backend::Postgres(_) => LOOK_POSTGRES,
+        };
         let mut entries = Entries::default();
-        let call = Call { text: LOOK, statement: &statement, parameters, limit: LIMIT };
+        let call = Call { text, statement: &statement, parameters, limit: LIMIT };
         connection.run(call, &mut entries).await?;
         Ok(entries.0)
     }

@@ -5,7 +5,7 @@ use rusqlite::{Connection, Row, Transaction, TransactionBehavior, params};
 use super::books::{Books, Subscriber};
 use super::rows::{self, MESSAGE, headers_text, signed, unsigned};
 use super::writer::Outcome;
-use super::{LogError, Shared, Ticket};
+use super::{LogError, Shared, Ticket, schema};
 use crate::capability::messaging::message::{Message, Moment, SubscriptionId, now};
 use crate::name::ServiceName;
 use crate::subject::Pattern;
@@ -35,9 +35,6 @@ const SEEN_FOR: Moment = 24 * 3600 * 1_000_000;
 
 /// How long the last tick of a schedule is remembered, in microseconds: longer than any that ticks once a year needs.
 const TICKS_FOR: Moment = 800 * 24 * 3600 * 1_000_000;
-
-/// Pages that are given back to the file system at once.
-const VACUUM: &str = "pragma incremental_vacuum(256)";
 
 type Applied = Result<Outcome, LogError>;
 
@@ -279,7 +276,7 @@ pub fn tidy(connection: &mut Connection, shared: &Shared) -> Result<(), LogError
         tracing::warn!(forgotten, "dead letters older than `dead_letter_age` are gone");
     }
     *shared.books() = books;
-    connection.execute_batch(VACUUM)?;
+    schema::give_back(connection)?;
     Ok(())
 }
 

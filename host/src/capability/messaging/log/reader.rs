@@ -1,9 +1,10 @@
 //! Reading the log beside the one who writes it.
 
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use rusqlite::Connection;
+use tokio::sync::Mutex;
 
 use super::{LogError, schema};
 
@@ -30,10 +31,9 @@ impl Reader {
         T: Send + 'static,
         LogError: From<E>,
     {
-        let connection = Arc::clone(&self.0);
-        let looked = tokio::task::spawn_blocking(move || {
-            look(&connection.lock().unwrap_or_else(PoisonError::into_inner)).map_err(LogError::from)
-        });
+        // Whoever waits for another one's look takes no thread for it.
+        let connection = Arc::clone(&self.0).lock_owned().await;
+        let looked = tokio::task::spawn_blocking(move || look(&connection).map_err(LogError::from));
         // The host ends.
         looked.await.unwrap_or(Err(LogError::Closed))
     }

@@ -121,7 +121,36 @@ pub fn spare(connection: &Connection) -> rusqlite::Result<u64> {
     Ok(u64::try_from(pages).unwrap_or_default().saturating_mul(PAGE_BYTES))
 }
 
+/// Gives some of them back to the file system.
+pub fn give_back(connection: &Connection) -> rusqlite::Result<()> {
+    // A step for each page: to take only the first one would free only that.
+    let mut statement = connection.prepare_cached("pragma incremental_vacuum(256)")?;
+    let mut pages = statement.query([])?;
+    while pages.next()?.is_some() {}
+    Ok(())
+}
+
 /// A connection that reads.
 pub fn open_reader(path: &Path) -> rusqlite::Result<Connection> {
     connect(path, OpenFlags::SQLITE_OPEN_READ_ONLY)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_gives_back_many_pages_at_once() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let connection = open(&folder.path().join("log.db"), ByteCount::mib(64)).expect("a log");
+        let many = "insert into seen (id, at) select 'a name that takes some room ' || value, 0 \
+            from (with recursive n(value) as (select 1 union all select value + 1 from n where value < 20000) \
+                select value from n)";
+        connection.execute_batch(many).expect("room");
+        connection.execute_batch("delete from seen").expect("they are there");
+        let before = spare(&connection).expect("a number");
+        give_back(&connection).expect("it can");
+        let after = spare(&connection).expect("a number");
+        assert_eq!(before - after, 256 * PAGE_BYTES, "{before} bytes before");
+    }
 }

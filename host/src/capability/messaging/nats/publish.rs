@@ -9,6 +9,7 @@ use std::time::Duration;
 use async_nats::HeaderMap;
 use async_nats::jetstream::ErrorCode;
 use async_nats::jetstream::context::{PublishError, PublishErrorKind};
+use async_nats::jetstream::message::PublishMessage;
 use bytes::Bytes;
 use tokio::time::Instant;
 
@@ -133,9 +134,17 @@ impl Core {
         &self,
         outgoing: Vec<Outgoing>,
     ) -> Result<(Vec<Outgoing>, Option<PublishError>), LogError> {
-        let answers = self.post.send(outgoing.clone()).await?;
+        let mut answers = Vec::with_capacity(outgoing.len());
+        for one in &outgoing {
+            let message = PublishMessage::build().payload(one.body.clone()).headers(one.headers.clone());
+            answers.push(self.publisher.send_publish(one.subject.clone(), message).await);
+        }
         let (mut unknown, mut problem, mut refused) = (Vec::new(), None, None);
         for (one, answer) in outgoing.into_iter().zip(answers) {
+            let answer = match answer {
+                Ok(answer) => answer.await.map(|_| ()),
+                Err(error) => Err(error),
+            };
             match judge(answer) {
                 Sent::Taken => {}
                 Sent::Unknown(error) => {
