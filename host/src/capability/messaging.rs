@@ -15,7 +15,6 @@ mod backend;
 mod log;
 mod nats;
 mod relay;
-mod waiting;
 
 pub use self::backend::Feed;
 pub use self::log::LogError;

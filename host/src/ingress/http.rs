@@ -87,7 +87,7 @@ impl AtRest {
     pub fn end(self) {
         self.end.cancel();
         for thread in self.threads {
-            // It has let go of everything that it could panic with.
+            // How it has ended makes no difference any more.
             let _ = thread.join();
         }
     }
