@@ -219,7 +219,7 @@ limits! {
         header_read_timeout: Span = Span::seconds(10),
         /// Time a kept-alive connection may stay without a request.
         idle_timeout: Span = Span::seconds(60),
-        /// Time a client may take no byte of a waiting response before its connection is closed.
+        /// Time in which a client takes at least 4 KiB of a response that waits for it, or its connection is closed.
         write_timeout: Span = Span::seconds(30),
         /// Concurrent HTTP/2 streams of one connection.
         http2_streams: u32 = 128,
@@ -272,6 +272,9 @@ pub const EPOCH_TICK: Duration = Duration::from_millis(1);
 
 /// The epoch's tick while no guest computes for that long: what the first turn may take.
 pub const EPOCH_TICK_AT_REST: Duration = Duration::from_millis(4);
+
+/// What a client must take within `write_timeout` of a response that waits for it.
+pub const UPTAKE_BYTES_MIN: u64 = 4 << 10;
 
 /// How often in a row a guest that has only made way goes on at once; then other requests of its thread get a turn.
 pub const GUEST_TURNS_MAX: u32 = 32;

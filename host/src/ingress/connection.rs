@@ -3,8 +3,11 @@
 //! hyper arms a timer per request for slow headers and has none for clients that do not read, so
 //! both are watched here, by one timer per connection that is looked at a few times a minute.
 
+mod uptake;
+
 use std::io;
 use std::net::{SocketAddr, TcpStream};
+use std::os::fd::{AsRawFd as _, RawFd};
 use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -16,6 +19,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use self::uptake::Uptake;
 use crate::ingress::http::Closing;
 use crate::ingress::request::{self, Ingress, Peer};
 use crate::limits::HostLimits;
@@ -28,7 +32,7 @@ pub struct Activity {
     /// Milliseconds since `opened`, plus one; zero is never.
     idle_since: AtomicU64,
     first_byte: AtomicU64,
-    write_stalled: AtomicU64,
+    uptake: Uptake,
     /// One stamp per HTTP/2 response. A client that grants no window blocks its stream, not the socket.
     untaken: Mutex<Vec<Arc<AtomicU64>>>,
 }
@@ -41,14 +45,14 @@ pub struct InFlight {
 }
 
 impl Activity {
-    fn new() -> Arc<Self> {
+    fn new(socket: RawFd) -> Arc<Self> {
         Arc::new(Self {
             opened: Instant::now(),
             in_flight: AtomicU32::new(0),
             http2: AtomicBool::new(false),
             idle_since: AtomicU64::new(0),
             first_byte: AtomicU64::new(0),
-            write_stalled: AtomicU64::new(0),
+            uptake: Uptake::of(socket),
             untaken: Mutex::default(),
         })
     }
@@ -58,8 +62,11 @@ impl Activity {
     }
 
     fn since(&self, stamp: &AtomicU64) -> Option<Instant> {
-        let millis = stamp.load(Ordering::Relaxed).checked_sub(1)?;
-        Some(self.opened + Duration::from_millis(millis))
+        Some(stamp.load(Ordering::Relaxed)).filter(|stamp| *stamp > 0).map(|stamp| self.moment(stamp))
+    }
+
+    fn moment(&self, stamp: u64) -> Instant {
+        self.opened + Duration::from_millis(stamp.saturating_sub(1))
     }
 
     /// A request's head has been read.
@@ -87,10 +94,17 @@ impl Activity {
         self.responses().iter().filter_map(|stamp| self.since(stamp)).min()
     }
 
+    /// Since when the client takes too little of what waits for it.
+    fn stalled_since(&self, now: Instant, timeout: Duration) -> Option<Instant> {
+        let is_over = |since| now >= self.moment(since) + timeout;
+        let owed_since = self.uptake.owed_since(is_over, self.stamp(now));
+        self.since(owed_since).into_iter().chain(self.untaken_since()).min()
+    }
+
     /// Whether the connection must be closed now and why, or when to look again.
     fn verdict(&self, limits: &HostLimits, now: Instant) -> Result<Instant, &'static str> {
         let look_again = now + limits.header_read_timeout.get().min(limits.write_timeout.get());
-        if let Some(stalled) = self.since(&self.write_stalled).into_iter().chain(self.untaken_since()).min() {
+        if let Some(stalled) = self.stalled_since(now, limits.write_timeout.get()) {
             let limit = stalled + limits.write_timeout.get();
             return if now >= limit { Err("write_timeout") } else { Ok(look_again.min(limit)) };
         }
@@ -139,8 +153,8 @@ impl Drop for InFlight {
 
 /// Serves a connection to its end. Whatever goes wrong on it concerns it alone.
 pub async fn serve(ingress: Arc<Ingress>, stream: TcpStream, peer: SocketAddr, closing: Arc<Closing>) {
-    let activity = Activity::new();
     let Ok(stream) = prepare(stream) else { return };
+    let activity = Activity::new(stream.as_raw_fd());
     let io = TokioIo::new(Watched { stream, activity: Arc::clone(&activity) });
     let peer = Arc::new(Peer::new(peer.ip(), Arc::clone(&activity)));
     let service = service_fn(|request| {
@@ -213,14 +227,11 @@ struct Watched {
 }
 
 impl Watched {
-    fn note_write<T>(&self, progress: &Poll<io::Result<T>>) {
-        let stalled = &self.activity.write_stalled;
-        if progress.is_ready() {
-            if stalled.load(Ordering::Relaxed) != 0 {
-                stalled.store(0, Ordering::Relaxed);
-            }
-        } else if stalled.load(Ordering::Relaxed) == 0 {
-            stalled.store(self.activity.stamp(Instant::now()), Ordering::Relaxed);
+    fn note_write(&self, progress: &Poll<io::Result<usize>>) {
+        match progress {
+            Poll::Ready(Ok(bytes)) => self.activity.uptake.wrote(*bytes),
+            Poll::Ready(Err(_)) => {}
+            Poll::Pending => self.activity.uptake.held_back(|| self.activity.stamp(Instant::now())),
         }
     }
 }
@@ -284,14 +295,14 @@ mod tests {
 
     #[test]
     fn a_client_that_sends_no_header_in_time_is_closed() {
-        let activity = Activity::new();
+        let activity = Activity::new(-1);
         assert_eq!(after(9, &activity), Ok(()));
         assert_eq!(after(10, &activity), Err("header_timeout"));
     }
 
     #[test]
     fn an_idle_connection_lives_for_its_time_and_no_longer() {
-        let activity = Activity::new();
+        let activity = Activity::new(-1);
         drop(activity.begin(false));
         assert_eq!(after(59, &activity), Ok(()));
         assert_eq!(after(61, &activity), Err("idle"));
@@ -299,24 +310,24 @@ mod tests {
 
     #[test]
     fn a_client_that_drips_its_next_header_is_closed_before_the_idle_time() {
-        let activity = Activity::new();
+        let activity = Activity::new(-1);
         drop(activity.begin(false));
         activity.first_byte.store(1, Ordering::Relaxed);
         assert_eq!(after(11, &activity), Err("header_timeout"));
     }
 
     #[test]
-    fn a_request_at_work_keeps_its_connection_unless_the_client_takes_no_byte() {
-        let activity = Activity::new();
+    fn a_request_at_work_keeps_its_connection_unless_the_client_takes_nothing() {
+        let activity = Activity::new(-1);
         let _working = activity.begin(false);
         assert_eq!(after(3600, &activity), Ok(()));
-        activity.write_stalled.store(1, Ordering::Relaxed);
+        activity.uptake.held_back(|| 1);
         assert_eq!(after(3600, &activity), Err("write_timeout"));
     }
 
     #[test]
     fn a_stream_that_the_client_does_not_take_closes_its_connection() {
-        let activity = Activity::new();
+        let activity = Activity::new(-1);
         let response = activity.begin(true);
         response.offered();
         assert_eq!(after(29, &activity), Ok(()));
