@@ -370,6 +370,9 @@ pub const SCHEDULES_MAX: usize = 64;
 /// How late a tick of a schedule may be and still not count as missed.
 pub const SCHEDULE_LATE_MAX: Duration = Duration::from_secs(10);
 
+/// How long a service's database may take to say which of its hosts publishes a tick of a schedule.
+pub const SCHEDULE_CLAIM_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// How often schedules look at the clock at least, so that they see when it was set.
 pub const SCHEDULE_LOOK_INTERVAL: Duration = Duration::from_secs(30);
 

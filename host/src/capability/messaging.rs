@@ -184,6 +184,16 @@ impl Messages {
         self.log.backlogs().await
     }
 
+    /// What tells this host's log from those of other hosts; `None` if it is theirs, too.
+    pub const fn log_number(&self) -> Option<i64> {
+        self.log.own_number()
+    }
+
+    /// Whether anybody gets a message of a subject now.
+    pub fn is_wanted(&self, subject: &Subject) -> bool {
+        self.log.is_wanted(subject)
+    }
+
     /// When a schedule last ticked; none if it is new.
     ///
     /// # Errors

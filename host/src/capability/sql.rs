@@ -21,6 +21,7 @@ pub mod inbox;
 pub mod migrate;
 pub mod operator;
 pub mod outbox;
+pub mod ticks;
 
 use std::collections::HashMap;
 use std::os::unix::fs::DirBuilderExt as _;

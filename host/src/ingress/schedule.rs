@@ -1,23 +1,28 @@
 //! Messages by the clock: what the `[[schedule]]`s of the releases that serve have the host publish.
 //!
 //! One task for all of them. A tick's message has an id by which any host would know it, and may come again: so several
-//! hosts of one log publish it once, and so does a host that ends before it could note the tick.
+//! hosts of one log publish it once, and so does a host that ends before it could note the tick. Hosts that share only
+//! the service's database agree there on who publishes a tick.
+
+mod attempt;
+mod ticks;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use croner::Cron;
-use futures_util::future::join_all;
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
 use jiff::tz::TimeZone;
 use jiff::{SignedDuration, Timestamp};
 use tokio_util::sync::CancellationToken;
 
-use crate::capability::messaging::publisher::Publisher;
+use self::attempt::{Attempt, Landing, Voice};
+use self::ticks::{Due, Ticks, is_late};
 use crate::capability::messaging::{LogError, Messages};
 use crate::catalog::Catalog;
-use crate::limits::{SCHEDULE_LATE_MAX, SCHEDULE_LOOK_INTERVAL, SCHEDULE_RETRY_MAX};
-use crate::manifest::{Missed, Schedule};
+use crate::limits::SCHEDULE_LOOK_INTERVAL;
+use crate::manifest::Schedule;
 use crate::name::ServiceName;
 use crate::runtime::release::Release;
 use crate::subject::Subject;
@@ -48,103 +53,33 @@ impl ScheduleId {
 /// A schedule of a release that serves.
 struct Wanted {
     schedule: Schedule,
-    publisher: Arc<Publisher>,
+    voice: Voice,
 }
 
 /// One schedule at work.
 struct Clock {
     ticks: Ticks,
-    publisher: Arc<Publisher>,
-}
-
-/// The ticks of one schedule. Knows the clock by what it is told.
-struct Ticks {
-    cron: Cron,
-    zone: TimeZone,
-    missed: Missed,
-    /// The last tick that is done with; before the first one, when the schedule began.
-    last: Timestamp,
-    /// When to look again; none if it never ticks any more.
-    next: Option<Timestamp>,
-    /// Attempts at the present tick that have failed.
-    failed: u32,
-}
-
-/// What is to be done about a schedule now.
-#[derive(Debug, PartialEq, Eq)]
-enum Due {
-    Nothing,
-    /// Publish this tick; all before it are done with.
-    Tick(Timestamp),
-    /// Nothing up to this tick is published: it was missed.
-    Skip(Timestamp),
-}
-
-/// A clock that was ahead by more than that has been set right: what was noted by it does not count.
-const AHEAD_MAX: SignedDuration = SignedDuration::from_hours(1);
-
-/// The first pause after a tick could not be published.
-const RETRY_FIRST: Duration = Duration::from_secs(1);
-
-impl Ticks {
-    fn new(cron: Cron, zone: TimeZone, missed: Missed, last: Timestamp, now: Timestamp) -> Self {
-        let last = if last.duration_since(now) > AHEAD_MAX { now } else { last };
-        let mut ticks = Self { cron, zone, missed, last, next: None, failed: 0 };
-        ticks.next = ticks.after(last);
-        ticks
-    }
-
-    /// The first tick after a moment.
-    fn after(&self, moment: Timestamp) -> Option<Timestamp> {
-        let moment = moment.to_zoned(self.zone.clone());
-        self.cron.find_next_occurrence(&moment, false).ok().map(|tick| tick.timestamp())
-    }
-
-    /// The last tick up to a moment.
-    fn up_to(&self, moment: Timestamp) -> Option<Timestamp> {
-        let moment = moment.to_zoned(self.zone.clone());
-        self.cron.find_previous_occurrence(&moment, true).ok().map(|tick| tick.timestamp())
-    }
-
-    /// However many ticks have passed, by a pause of the host or a jump of its clock, there is one message at most.
-    fn due(&mut self, now: Timestamp) -> Due {
-        if self.next.is_none_or(|next| next > now) {
-            return Due::Nothing;
-        }
-        let Some(tick) = self.up_to(now).filter(|tick| *tick > self.last) else {
-            self.next = self.after(now);
-            return Due::Nothing;
-        };
-        let is_late = now.duration_since(tick).unsigned_abs() > SCHEDULE_LATE_MAX;
-        match self.missed {
-            Missed::Skip if is_late => Due::Skip(tick),
-            Missed::Skip | Missed::Once => Due::Tick(tick),
-        }
-    }
-
-    fn done(&mut self, tick: Timestamp) {
-        (self.last, self.failed) = (tick, 0);
-        self.next = self.after(tick);
-    }
-
-    fn failed(&mut self, now: Timestamp) {
-        let pause = RETRY_FIRST.saturating_mul(1 << self.failed.min(10)).min(SCHEDULE_RETRY_MAX);
-        self.failed = self.failed.saturating_add(1);
-        self.next = now.checked_add(pause).ok();
-    }
+    voice: Voice,
+    /// The tick that is being published.
+    under_way: Option<Timestamp>,
 }
 
 impl Schedules {
     /// Publishes what is due until `stop`.
     pub async fn run(self, stop: CancellationToken) {
         let mut changes = self.catalog.changes();
-        let mut clocks = BTreeMap::new();
+        let (mut clocks, mut attempts) = (BTreeMap::new(), FuturesUnordered::new());
         loop {
             changes.borrow_and_update();
             self.follow(&mut clocks).await;
-            self.tick(&mut clocks).await;
+            attempts.extend(due(&mut clocks).into_iter().map(Attempt::run));
             tokio::select! {
                 () = tokio::time::sleep(until_next(&clocks, Timestamp::now())) => {}
+                Some((id, tick, landing)) = attempts.next() => {
+                    if let Some(clock) = clocks.get_mut(&id) {
+                        clock.land(&id, tick, landing);
+                    }
+                }
                 changed = changes.changed() => if changed.is_err() { break },
                 () = stop.cancelled() => break,
             }
@@ -155,20 +90,20 @@ impl Schedules {
     async fn follow(&self, clocks: &mut BTreeMap<ScheduleId, Clock>) {
         let mut wanted = self.wanted();
         clocks.retain(|id, clock| match wanted.remove(id) {
-            Some(Wanted { schedule, publisher }) => {
-                (clock.ticks.missed, clock.publisher) = (schedule.missed, publisher);
+            Some(Wanted { schedule, voice }) => {
+                (clock.ticks.missed, clock.voice) = (schedule.missed, voice);
                 true
             }
             None => false,
         });
-        for (id, Wanted { schedule, publisher }) in wanted {
+        for (id, Wanted { schedule, voice }) in wanted {
             let now = Timestamp::now();
             match self.last(&id, now).await {
                 Ok(last) => {
                     // The manifest was refused if there is no such zone.
                     let zone = TimeZone::get(&schedule.zone).unwrap_or(TimeZone::UTC);
                     let ticks = Ticks::new(schedule.cron, zone, schedule.missed, last, now);
-                    clocks.insert(id, Clock { ticks, publisher });
+                    clocks.insert(id, Clock { ticks, voice, under_way: None });
                 }
                 Err(error) => {
                     let service = id.service.as_str();
@@ -188,6 +123,7 @@ impl Schedules {
         for (service, slot) in live.iter() {
             let sandbox = slot.sandbox();
             let Some(publisher) = &sandbox.publisher else { continue };
+            let database = sandbox.database.as_ref().filter(|database| database.is_shared());
             for schedule in &sandbox.schedules {
                 let id = ScheduleId {
                     service: service.clone(),
@@ -195,7 +131,10 @@ impl Schedules {
                     zone: schedule.zone.clone(),
                     cron: schedule.cron.as_str().to_owned(),
                 };
-                found.insert(id, Wanted { schedule: schedule.clone(), publisher: Arc::clone(publisher) });
+                let shared = database.map(Arc::clone).zip(self.messages.log_number());
+                let messages = Arc::clone(&self.messages);
+                let voice = Voice { messages, publisher: Arc::clone(publisher), shared };
+                found.insert(id, Wanted { schedule: schedule.clone(), voice });
             }
         }
         found
@@ -211,174 +150,65 @@ impl Schedules {
         self.messages.note_tick(id.key(), now.as_microsecond()).await?;
         Ok(now)
     }
+}
 
-    async fn tick(&self, clocks: &mut BTreeMap<ScheduleId, Clock>) {
-        let now = Timestamp::now();
-        let mut due = Vec::new();
-        for (id, clock) in clocks {
-            match clock.ticks.due(now) {
-                Due::Nothing => {}
-                Due::Tick(tick) => due.push((id, clock, tick)),
-                Due::Skip(tick) => {
+/// What has to be published now.
+fn due(clocks: &mut BTreeMap<ScheduleId, Clock>) -> Vec<Attempt> {
+    let (now, mut attempts) = (Timestamp::now(), Vec::new());
+    for (id, clock) in clocks.iter_mut().filter(|(_, clock)| clock.under_way.is_none()) {
+        match clock.ticks.due(now) {
+            Due::Nothing => {}
+            Due::Tick(tick) => {
+                clock.under_way = Some(tick);
+                let may_be_done = is_late(tick, now) || clock.ticks.failed > 0;
+                attempts.push(Attempt { id: id.clone(), tick, voice: clock.voice.clone(), may_be_done });
+            }
+            Due::Skip(tick) => {
+                let (service, subject) = (id.service.as_str(), id.subject.as_str());
+                tracing::info!(service, subject, "missed ticks are left out");
+                clock.ticks.done(tick);
+            }
+        }
+    }
+    attempts
+}
+
+impl Clock {
+    /// An attempt has ended. It may be one of a clock that was there before this one.
+    fn land(&mut self, id: &ScheduleId, tick: Timestamp, landing: Landing) {
+        if self.under_way != Some(tick) {
+            return;
+        }
+        self.under_way = None;
+        let (service, subject, now) = (id.service.as_str(), id.subject.as_str(), Timestamp::now());
+        match landing {
+            Landing::Published => {
+                if is_late(tick, now) {
                     tracing::info!(
-                        service = id.service.as_str(),
-                        subject = id.subject.as_str(),
-                        "missed ticks are left out"
+                        service,
+                        subject,
+                        %tick,
+                        "a tick comes late; it stands for all that were missed"
                     );
-                    clock.ticks.done(tick);
                 }
+                self.ticks.done(tick);
+            }
+            Landing::Done => self.ticks.done(tick),
+            Landing::Theirs => self.ticks.again(now),
+            Landing::Failed(why) => {
+                if self.ticks.failed == 0 {
+                    tracing::warn!(service, subject, why, "a tick cannot be published, trying again");
+                }
+                self.ticks.failed(now);
             }
         }
-        join_all(due.into_iter().map(|(id, clock, tick)| self.publish(id, clock, tick, now))).await;
-    }
-
-    async fn publish(&self, id: &ScheduleId, clock: &mut Clock, tick: Timestamp, now: Timestamp) {
-        let (service, subject) = (id.service.as_str(), id.subject.as_str());
-        let is_late = now.duration_since(tick).unsigned_abs() > SCHEDULE_LATE_MAX;
-        // Another host may have published it so long ago that its id is forgotten.
-        if (is_late || clock.ticks.failed > 0) && self.is_done(id, tick, now).await {
-            return clock.ticks.done(tick);
-        }
-        if let Err(error) = clock.publisher.tick(&id.subject, tick.as_second()).await {
-            if clock.ticks.failed == 0 {
-                tracing::warn!(service, subject, ?error, "a tick cannot be published, trying again");
-            }
-            return clock.ticks.failed(now);
-        }
-        if is_late {
-            tracing::info!(service, subject, %tick, "a tick comes late; it stands for all that were missed");
-        }
-        clock.ticks.done(tick);
-        // Without the note it comes again after a restart, and its id is known.
-        if let Err(error) = self.messages.note_tick(id.key(), tick.as_microsecond()).await {
-            tracing::warn!(service, error = &error as &dyn std::error::Error, "cannot note a tick");
-        }
-    }
-
-    async fn is_done(&self, id: &ScheduleId, tick: Timestamp, now: Timestamp) -> bool {
-        let noted = self.messages.last_tick(&id.key()).await.ok().flatten();
-        let noted = noted.and_then(|micros| Timestamp::from_microsecond(micros).ok());
-        noted.is_some_and(|noted| noted >= tick && noted.duration_since(now) <= AHEAD_MAX)
     }
 }
 
 /// Until the next look: at the next tick, but soon enough to see a clock that was set.
 fn until_next(clocks: &BTreeMap<ScheduleId, Clock>, now: Timestamp) -> Duration {
-    let next = clocks.values().filter_map(|clock| clock.ticks.next).min();
+    let waiting = clocks.values().filter(|clock| clock.under_way.is_none());
+    let next = waiting.filter_map(|clock| clock.ticks.next).min();
     let wait = next.map(|next| next.duration_since(now).max(SignedDuration::ZERO).unsigned_abs());
     wait.unwrap_or(SCHEDULE_LOOK_INTERVAL).min(SCHEDULE_LOOK_INTERVAL)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn at(text: &str) -> Timestamp {
-        text.parse().unwrap_or_else(|error| panic!("{text}: {error}"))
-    }
-
-    fn ticks(cron: &str, zone: &str, missed: Missed, last: &str) -> Ticks {
-        let cron = cron.parse().unwrap_or_else(|error| panic!("{cron}: {error}"));
-        Ticks::new(cron, TimeZone::get(zone).expect("a zone"), missed, at(last), at(last))
-    }
-
-    /// The ticks after a moment, up to another one.
-    fn between(cron: &str, zone: &str, from: &str, to: &str) -> Vec<String> {
-        let mut ticks = ticks(cron, zone, Missed::Once, from);
-        let mut found = Vec::new();
-        while let Some(tick) = ticks.next.filter(|tick| *tick <= at(to)) {
-            assert_eq!(ticks.due(tick), Due::Tick(tick), "{cron}");
-            found.push(tick.to_string());
-            ticks.done(tick);
-        }
-        found
-    }
-
-    #[test]
-    fn a_tick_is_due_at_its_moment_and_not_before_and_once() {
-        let mut ticks = ticks("*/5 * * * *", "UTC", Missed::Skip, "2026-11-21T10:01:00Z");
-        assert_eq!(ticks.due(at("2026-11-21T10:04:59.999Z")), Due::Nothing);
-        let tick = at("2026-11-21T10:05:00Z");
-        assert_eq!(ticks.due(at("2026-11-21T10:05:00.001Z")), Due::Tick(tick));
-        ticks.done(tick);
-        assert_eq!(ticks.due(at("2026-11-21T10:05:00.002Z")), Due::Nothing);
-        assert_eq!(ticks.next, Some(at("2026-11-21T10:10:00Z")));
-    }
-
-    #[test]
-    fn seconds_may_be_given() {
-        let found = between("*/20 * * * * *", "UTC", "2026-11-21T10:00:00Z", "2026-11-21T10:01:00Z");
-        assert_eq!(found, ["2026-11-21T10:00:20Z", "2026-11-21T10:00:40Z", "2026-11-21T10:01:00Z"]);
-    }
-
-    #[test]
-    fn however_many_ticks_were_missed_there_is_one_message_or_none() {
-        let (last, now) = ("2026-11-20T10:00:00Z", at("2026-11-21T10:00:30Z"));
-        let newest = at("2026-11-21T10:00:00Z");
-        assert_eq!(ticks("* * * * *", "UTC", Missed::Once, last).due(now), Due::Tick(newest));
-        assert_eq!(ticks("* * * * *", "UTC", Missed::Skip, last).due(now), Due::Skip(newest));
-        let mut caught_up = ticks("* * * * *", "UTC", Missed::Once, last);
-        caught_up.done(newest);
-        assert_eq!(caught_up.due(now), Due::Nothing);
-        assert_eq!(caught_up.next, Some(at("2026-11-21T10:01:00Z")));
-    }
-
-    #[test]
-    fn a_tick_that_is_a_little_late_is_not_missed() {
-        let mut missed = ticks("* * * * *", "UTC", Missed::Skip, "2026-11-21T10:00:00Z");
-        assert_eq!(missed.due(at("2026-11-21T10:01:09Z")), Due::Tick(at("2026-11-21T10:01:00Z")));
-        assert_eq!(missed.due(at("2026-11-21T10:01:11Z")), Due::Skip(at("2026-11-21T10:01:00Z")));
-    }
-
-    #[test]
-    fn a_clock_that_goes_back_repeats_no_tick_and_one_that_was_far_ahead_does_not_count() {
-        let mut ticks_at_ten = ticks("* * * * *", "UTC", Missed::Once, "2026-11-21T10:00:00Z");
-        assert_eq!(ticks_at_ten.due(at("2026-11-21T09:50:00Z")), Due::Nothing);
-        let cron = || "* * * * *".parse().expect("a cron");
-        let begun = |last: &str| {
-            Ticks::new(cron(), TimeZone::UTC, Missed::Once, at(last), at("2026-11-21T10:00:30Z"))
-        };
-        assert_eq!(begun("2026-11-21T10:30:00Z").next, Some(at("2026-11-21T10:31:00Z")));
-        assert_eq!(begun("2030-01-01T00:00:00Z").next, Some(at("2026-11-21T10:01:00Z")));
-    }
-
-    #[test]
-    fn an_hour_that_comes_twice_has_a_daily_tick_once_and_an_hourly_one_twice() {
-        // Berlin, 25 October 2026: 03:00 in summer is 02:00 again.
-        let night = ("2026-10-24T23:30:00Z", "2026-10-25T03:00:00Z");
-        assert_eq!(between("30 2 * * *", "Europe/Berlin", night.0, night.1), ["2026-10-25T00:30:00Z"]);
-        assert_eq!(
-            between("0 * * * *", "Europe/Berlin", night.0, night.1),
-            ["2026-10-25T00:00:00Z", "2026-10-25T01:00:00Z", "2026-10-25T02:00:00Z", "2026-10-25T03:00:00Z"]
-        );
-    }
-
-    #[test]
-    fn a_tick_in_an_hour_that_does_not_come_is_at_its_end() {
-        // Berlin, 29 March 2026: 02:00 is 03:00.
-        let night = ("2026-03-29T00:00:00Z", "2026-03-30T00:00:00Z");
-        assert_eq!(between("30 2 * * *", "Europe/Berlin", night.0, night.1), ["2026-03-29T01:00:00Z"]);
-    }
-
-    #[test]
-    fn what_never_ticks_is_never_due() {
-        let mut never = ticks("0 0 30 2 *", "UTC", Missed::Once, "2026-11-21T10:00:00Z");
-        assert_eq!((never.next, never.due(at("2030-01-01T00:00:00Z"))), (None, Due::Nothing));
-    }
-
-    #[test]
-    fn a_tick_that_cannot_be_published_is_tried_again_later_and_later() {
-        let mut ticks = ticks("* * * * *", "UTC", Missed::Once, "2026-11-21T10:00:00Z");
-        let (tick, now) = (at("2026-11-21T10:01:00Z"), at("2026-11-21T10:01:00.5Z"));
-        let mut pauses = Vec::new();
-        for _ in 0..8 {
-            ticks.failed(now);
-            pauses.push(ticks.next.expect("a next one").duration_since(now).as_secs());
-        }
-        assert_eq!(pauses, [1, 2, 4, 8, 16, 32, 60, 60]);
-        assert_eq!(ticks.due(at("2026-11-21T10:01:00.9Z")), Due::Nothing);
-        assert_eq!(ticks.due(at("2026-11-21T10:02:01Z")), Due::Tick(at("2026-11-21T10:02:00Z")));
-        ticks.done(tick);
-        assert_eq!(ticks.failed, 0);
-    }
 }

@@ -145,6 +145,21 @@ impl Backend {
         }
     }
 
+    /// What tells the log from those of other hosts; `None` if it is theirs, too.
+    pub const fn own_number(&self) -> Option<i64> {
+        match self {
+            Self::File(log) => Some(log.own_number()),
+            Self::Nats(_) => None,
+        }
+    }
+
+    pub fn is_wanted(&self, subject: &Subject) -> bool {
+        match self {
+            Self::File(log) => log.is_wanted(subject),
+            Self::Nats(nats) => nats.is_wanted(subject),
+        }
+    }
+
     pub async fn last_tick(&self, schedule: &str) -> Result<Option<Moment>, LogError> {
         match self {
             Self::File(log) => log.last_tick(schedule).await,

@@ -129,6 +129,7 @@ pub struct Log {
     jobs: mpsc::Sender<Job>,
     shared: Arc<Shared>,
     reader: Reader,
+    own_number: i64,
 }
 
 /// Changes that may wait for the writer.
@@ -152,12 +153,22 @@ impl Log {
             dead_letter_age: micros(limits.dead_letter_age.get()),
             metrics,
         });
-        let reader = Reader::open(path)?;
+        let (own_number, reader) = (schema::own_number(&connection)?, Reader::open(path)?);
         let (jobs, waiting) = mpsc::channel(WAITING_JOBS_MAX);
         let writer =
             Writer::new(connection, path.to_owned(), limits.message_log, waiting, Arc::clone(&shared));
         writer.start()?;
-        Ok(Self { path: path.to_owned(), jobs, shared, reader })
+        Ok(Self { path: path.to_owned(), jobs, shared, reader, own_number })
+    }
+
+    /// What tells it from the logs of other hosts.
+    pub const fn own_number(&self) -> i64 {
+        self.own_number
+    }
+
+    /// Whether anybody gets a message.
+    pub fn is_wanted(&self, subject: &Subject) -> bool {
+        self.shared.books().is_wanted(subject)
     }
 
     async fn write(&self, change: Change) -> Result<(), LogError> {

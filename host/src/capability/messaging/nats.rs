@@ -183,6 +183,11 @@ impl Nats {
         }
     }
 
+    /// Whether anybody gets a message.
+    pub fn is_wanted(&self, subject: &Subject) -> bool {
+        self.core.books().is_wanted(subject)
+    }
+
     /// The subscription that has no room for a message of a subject now.
     pub fn full(&self, subject: &Subject) -> Option<SubscriptionId> {
         self.core.books().full(subject)

@@ -35,7 +35,7 @@ const LOOK_POSTGRES: &str = "select number, id, subject, key, headers, body, pub
     order by number limit $2";
 
 /// Time for the host's own statements.
-const LIMIT: Duration = Duration::from_secs(10);
+pub(super) const LIMIT: Duration = Duration::from_secs(10);
 
 impl Entry {
     fn parameters(self) -> Vec<Value> {
@@ -82,14 +82,16 @@ impl Target {
 }
 
 impl Database {
-    /// Makes the tables of inbox and outbox.
+    /// Makes the tables of inbox and outbox, and that of ticks where there may be several hosts.
     ///
     /// # Errors
     /// When the database does not let it.
     pub async fn make_boxes(&self) -> Result<(), Error> {
-        let (number, bytes, integer) = match &self.backend {
-            Backend::Sqlite(_) => ("integer primary key autoincrement", "blob", "integer"),
-            Backend::Postgres(_) => ("bigint generated always as identity primary key", "bytea", "bigint"),
+        let (number, bytes, integer, ticks) = match &self.backend {
+            Backend::Sqlite(_) => ("integer primary key autoincrement", "blob", "integer", ""),
+            Backend::Postgres(_) => {
+                ("bigint generated always as identity primary key", "bytea", "bigint", super::ticks::TABLE)
+            }
         };
         let script = format!(
             "create table if not exists _stoa_inbox (message text not null, subscription text not null, \
@@ -97,7 +99,8 @@ impl Database {
             create index if not exists _stoa_inbox_by_moment on _stoa_inbox (at); \
             create table if not exists _stoa_outbox (number {number}, id text not null, subject text not null, \
                 key text, headers text not null, body {bytes} not null, published_at {integer} not null, \
-                deliver_at {integer})"
+                deliver_at {integer}); \
+            {ticks}"
         );
         let mut connection = self.connection(Access::ReadWrite).await?;
         connection.lock_migrations(LIMIT).await?;

@@ -66,6 +66,11 @@ impl Books {
         Ok(numbers)
     }
 
+    /// Whether anybody gets a message.
+    pub fn is_wanted(&self, subject: &Subject) -> bool {
+        self.0.keys().any(|id| id.pattern.matches(subject))
+    }
+
     /// Messages for which there is no more room at a subscription, if one has none.
     pub fn full(&self, subject: &Subject) -> Option<SubscriptionId> {
         let is_full = |(id, subscriber): &(&SubscriptionId, &Subscriber)| {

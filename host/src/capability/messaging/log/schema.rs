@@ -76,6 +76,10 @@ const TABLES: &str = "
         schedule text primary key,
         at integer not null
     ) without rowid;
+    create table if not exists log (
+        number integer not null
+    );
+    insert into log select random() where not exists (select 1 from log);
 ";
 
 /// Bytes of one page; the limit of the log's size is kept in pages.
@@ -104,6 +108,11 @@ pub fn open(path: &Path, bytes_max: ByteCount) -> rusqlite::Result<Connection> {
     ))?;
     limit(&connection, bytes_max.get())?;
     Ok(connection)
+}
+
+/// What tells this log from those of other hosts.
+pub fn own_number(connection: &Connection) -> rusqlite::Result<i64> {
+    connection.query_one("select number from log", [], |row| row.get(0))
 }
 
 fn pages(bytes: u64) -> u64 {
