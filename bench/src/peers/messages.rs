@@ -7,10 +7,11 @@ pub mod nats;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use axum::Router;
 use axum::extract::{Query, State};
 use axum::http::StatusCode;
@@ -55,13 +56,43 @@ enum Change {
     Done(i64),
 }
 
-/// Microseconds from publishing to handling.
-type Lags = Arc<Mutex<Vec<u64>>>;
+/// What came of the messages.
+#[derive(Default)]
+struct Handled {
+    published: AtomicU64,
+    count: AtomicU64,
+    /// Microseconds from publishing to handling.
+    lags: Mutex<Vec<u64>>,
+}
+
+/// What differs between a log in SQLite and one on a server.
+trait Log: Clone + Send + Sync + 'static {
+    /// Publishes a message with a body of so many bytes; gives its id once it is durable.
+    fn publish(&self, bytes: usize) -> impl Future<Output = Result<String>> + Send;
+
+    fn handled(&self) -> &Handled;
+}
 
 #[derive(Clone)]
 struct Service {
     changes: mpsc::Sender<Change>,
-    lags: Lags,
+    handled: Arc<Handled>,
+}
+
+impl Log for Service {
+    async fn publish(&self, bytes: usize) -> Result<String> {
+        let id = fresh_id();
+        let message = Message { id: id.clone(), body: vec![b'x'; bytes], published_at: Instant::now() };
+        let (done, durable) = oneshot::channel();
+        self.changes.send(Change::Publish(message, done)).await.ok().context("the log is closed")?;
+        ensure!(durable.await?, "the commit failed");
+        self.handled.published.fetch_add(1, Ordering::Relaxed);
+        Ok(id)
+    }
+
+    fn handled(&self) -> &Handled {
+        &self.handled
+    }
 }
 
 /// Serves until it is killed.
@@ -70,19 +101,21 @@ pub fn serve(options: &Options) -> Result<()> {
     runtime.block_on(async {
         let (changes, waiting) = mpsc::channel(WAITING_MAX);
         let (published, handling) = mpsc::channel(WAITING_MAX);
-        let lags = Lags::default();
+        let handled = Arc::<Handled>::default();
         let connection = open(&options.file).await.context("open the log")?;
         tokio::spawn(write(connection, waiting, published));
-        tokio::spawn(handle(handling, changes.clone(), Arc::clone(&lags)));
-        let app = Router::new()
-            .route("/publish", post(publish))
-            .route("/lags", get(async |State(service): State<Service>| take_lags(&service.lags)))
-            .with_state(Service { changes, lags });
-        listen(app).await
+        tokio::spawn(handle(handling, changes.clone(), Arc::clone(&handled)));
+        listen(Service { changes, handled }).await
     })
 }
 
-async fn listen(app: Router) -> Result<()> {
+async fn listen<L: Log>(log: L) -> Result<()> {
+    let app = Router::new()
+        .route("/publish", post(publish::<L>))
+        .route("/burst", post(burst::<L>))
+        .route("/lags", get(async |State(log): State<L>| log.handled().take_lags()))
+        .route("/counts", get(async |State(log): State<L>| log.handled().counts()))
+        .with_state(log);
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     println!("listening http={}", listener.local_addr()?);
     // Without it answers wait for acknowledgements; a connection that is gone already needs nothing.
@@ -113,25 +146,26 @@ async fn open(file: &Path) -> sqlx::Result<SqliteConnection> {
 #[derive(serde::Deserialize)]
 struct Ask {
     bytes: usize,
+    #[serde(default)]
+    count: u64,
 }
 
-async fn publish(State(service): State<Service>, Query(ask): Query<Ask>) -> Result<String, StatusCode> {
-    let id = fresh_id();
-    let message = Message { id: id.clone(), body: vec![b'x'; ask.bytes], published_at: Instant::now() };
-    let (done, durable) = oneshot::channel();
-    let failed = StatusCode::SERVICE_UNAVAILABLE;
-    service.changes.send(Change::Publish(message, done)).await.map_err(|_| failed)?;
-    if durable.await == Ok(true) { Ok(id) } else { Err(failed) }
+async fn publish<L: Log>(State(log): State<L>, Query(ask): Query<Ask>) -> Result<String, StatusCode> {
+    log.publish(ask.bytes).await.map_err(|_| StatusCode::SERVICE_UNAVAILABLE)
+}
+
+/// One after the other, as the guest does it.
+async fn burst<L: Log>(State(log): State<L>, Query(ask): Query<Ask>) -> String {
+    let mut published = 0_u64;
+    for _ in 0..ask.count {
+        published += u64::from(log.publish(ask.bytes).await.is_ok());
+    }
+    published.to_string()
 }
 
 fn fresh_id() -> String {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     format!("{:016x}{:016x}", since.as_micros(), fastrand::u64(..))
-}
-
-fn take_lags(lags: &Lags) -> String {
-    let lags = std::mem::take(&mut *lags.lock().unwrap_or_else(PoisonError::into_inner));
-    lags.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
 }
 
 async fn write(
@@ -202,22 +236,41 @@ fn pieces<T>(mut rows: &[T]) -> impl Iterator<Item = &[T]> {
 /// Lags that are kept at most, as by the guest.
 const LAGS_MAX: usize = 10_000;
 
-fn note(lags: &Lags, lag: u64) {
-    let mut lags = lags.lock().unwrap_or_else(PoisonError::into_inner);
-    if lags.len() < LAGS_MAX {
-        lags.push(lag);
+impl Handled {
+    fn note(&self, lag: u64) {
+        self.count.fetch_add(1, Ordering::Relaxed);
+        let mut lags = self.lags.lock().unwrap_or_else(PoisonError::into_inner);
+        if lags.len() < LAGS_MAX {
+            lags.push(lag);
+        }
+    }
+
+    fn take_lags(&self) -> String {
+        let lags = std::mem::take(&mut *self.lags.lock().unwrap_or_else(PoisonError::into_inner));
+        lags.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
+    }
+
+    /// What was published and what of it was handled, so far.
+    fn counts(&self) -> String {
+        // Not the other way round: a message is counted as published after it may have been handled.
+        let published = self.published.load(Ordering::Relaxed);
+        format!("{published} {}", self.count.load(Ordering::Relaxed))
     }
 }
 
 /// Notes how late each message is, several at a time, and says that it was handled.
-async fn handle(mut messages: mpsc::Receiver<(i64, Instant)>, changes: mpsc::Sender<Change>, lags: Lags) {
+async fn handle(
+    mut messages: mpsc::Receiver<(i64, Instant)>,
+    changes: mpsc::Sender<Change>,
+    handled: Arc<Handled>,
+) {
     let places = Arc::new(Semaphore::new(HANDLERS));
     while let Some((seq, published_at)) = messages.recv().await {
         let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
-        let (changes, lags) = (changes.clone(), Arc::clone(&lags));
+        let (changes, handled) = (changes.clone(), Arc::clone(&handled));
         tokio::spawn(async move {
             let lag = u64::try_from(published_at.elapsed().as_micros()).unwrap_or(u64::MAX);
-            note(&lags, lag);
+            handled.note(lag);
             // The program ends.
             let _ = changes.send(Change::Done(seq)).await;
             drop(place);

@@ -1,5 +1,7 @@
 //! What a host's metrics say of its messages, and where its log of them is.
 
+use std::net::SocketAddr;
+
 use anyhow::{Result, ensure};
 
 use crate::stoa::{Stoa, ask};
@@ -9,6 +11,7 @@ use crate::stoa::{Stoa, ask};
 pub struct Traffic {
     pub waiting: u64,
     pub dead: u64,
+    pub published: u64,
     /// Attempts since the host's start, by what came of them.
     pub done: u64,
     /// Those whose message had been handled before.
@@ -19,7 +22,12 @@ pub struct Traffic {
 
 impl Traffic {
     pub fn read(stoa: &Stoa) -> Result<Self> {
-        let page = ask(stoa.admin, "GET", "/metrics", &[])?;
+        Self::of(stoa.admin)
+    }
+
+    /// Of the host with this admin API.
+    pub fn of(admin: SocketAddr) -> Result<Self> {
+        let page = ask(admin, "GET", "/metrics", &[])?;
         ensure!(page.status == 200, "metrics: status {}", page.status);
         Ok(Self::parse(&page.text))
     }
@@ -37,6 +45,7 @@ impl Traffic {
         Self {
             waiting: sum("stoa_messages_waiting", ""),
             dead: sum("stoa_dead_letters", ""),
+            published: sum("stoa_messages_published_total", "outcome=\"published\""),
             done: handled("done"),
             repeat: handled("repeat"),
             retry: handled("retry"),
@@ -49,6 +58,7 @@ impl Traffic {
         Self {
             waiting: next.waiting,
             dead: next.dead,
+            published: self.published + next.published,
             done: self.done + next.done,
             repeat: self.repeat + next.repeat,
             retry: self.retry + next.retry,
@@ -66,11 +76,13 @@ mod tests {
         stoa_messages_waiting{service=\"b\",subject=\"y\"} 4\n\
         stoa_messages_handled_total{outcome=\"done\",service=\"a\",subject=\"x.>\"} 10\n\
         stoa_messages_handled_total{outcome=\"repeat\",service=\"a\",subject=\"x.>\"} 2\n\
-        stoa_messages_handled_total{outcome=\"done\",service=\"b\",subject=\"y\"} 1\n";
+        stoa_messages_handled_total{outcome=\"done\",service=\"b\",subject=\"y\"} 1\n\
+        stoa_messages_published_total{outcome=\"full\",service=\"b\"} 5\n\
+        stoa_messages_published_total{outcome=\"published\",service=\"b\"} 6\n";
 
     #[test]
     fn rows_of_all_services_are_summed() {
-        let traffic = Traffic { waiting: 7, done: 11, repeat: 2, ..Traffic::default() };
+        let traffic = Traffic { waiting: 7, published: 6, done: 11, repeat: 2, ..Traffic::default() };
         assert_eq!(Traffic::parse(PAGE), traffic);
         assert_eq!(Traffic::parse(""), Traffic::default());
     }

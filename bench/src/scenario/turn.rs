@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 
 use crate::histogram::Histogram;
 use crate::load::{Figures, Load, Mode, Plan, Target};
@@ -30,11 +30,30 @@ pub struct Turn {
     latencies: Histogram,
     failed: u64,
     failures: Option<String>,
+    counted_per_second: [f64; 2],
 }
+
+/// How long a server may take, without load, for what is still under way after a turn.
+const SETTLE_TIMEOUT: Duration = Duration::from_secs(120);
+
+const SETTLE_PAUSE: Duration = Duration::from_millis(20);
 
 impl Turn {
     /// Wakes the server, has it answer these requests, and stops it again.
     pub fn take(server: &mut Server, address: SocketAddr, targets: Vec<Target>, pace: &Pace) -> Result<Self> {
+        Self::counting(server, address, targets, pace, || Ok([0.0; 2]))
+    }
+
+    /// The same, with an eye on what the server counts: what has come in and what of it has gone out. `count` is asked for
+    /// both at both ends of the turn. The server is stopped when all has gone out, so that it does nothing of this turn in
+    /// its next one.
+    pub fn counting(
+        server: &mut Server,
+        address: SocketAddr,
+        targets: Vec<Target>,
+        pace: &Pace,
+        count: impl Fn() -> Result<[f64; 2]>,
+    ) -> Result<Self> {
         server.check_alive()?;
         server.resume()?;
         let load = Load::start(&Plan {
@@ -47,13 +66,24 @@ impl Turn {
             phases: 3,
         })?;
         sleep(WARM_UP);
+        let (counted, counting) = (count()?, Instant::now());
         let (cpu, start) = (server.cpu()?, Instant::now());
         load.enter(1);
         sleep(Duration::from_secs_f64(pace.seconds));
         load.enter(2);
         let (cpu, elapsed) = (server.cpu()?.saturating_sub(cpu), start.elapsed());
+        let (counted_then, counting) = (count()?, counting.elapsed().as_secs_f64());
+        let per_second = |index: usize| (counted_then[index] - counted[index]) / counting;
+        let counted_per_second = [per_second(0), per_second(1)];
         let memory = server.memory()?;
         let phases = load.finish()?;
+        let deadline = Instant::now() + SETTLE_TIMEOUT;
+        while let [come, gone] = count()?
+            && gone < come
+        {
+            ensure!(Instant::now() < deadline, "{gone} of {come} are done {SETTLE_TIMEOUT:?} after the load");
+            sleep(SETTLE_PAUSE);
+        }
         server.pause()?;
 
         let failures: Vec<_> =
@@ -67,6 +97,7 @@ impl Turn {
             latencies: measured.latencies,
             failed: phases.iter().map(Figures::failed).sum(),
             failures: (!failures.is_empty()).then(|| failures.join("; ")),
+            counted_per_second,
         })
     }
 }
@@ -80,6 +111,7 @@ pub struct Summary {
     pub latencies: Histogram,
     /// Requests that failed, those of the warm-up included.
     pub failed: u64,
+    pub counted_per_second: [f64; 2],
     failures: Vec<String>,
 }
 
@@ -94,6 +126,10 @@ impl Summary {
             memory_bytes: of(|turn| turn.memory_bytes as f64),
             latencies,
             failed: turns.iter().map(|turn| turn.failed).sum(),
+            counted_per_second: [
+                of(|turn| turn.counted_per_second[0]),
+                of(|turn| turn.counted_per_second[1]),
+            ],
             failures: turns.iter().filter_map(|turn| turn.failures.clone()).collect(),
         }
     }

@@ -1,6 +1,8 @@
 //! The same on a NATS server: axum and async-nats, a stream that keeps a message until it is acknowledged, and a durable
 //! consumer that pulls.
 
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use anyhow::Result;
@@ -8,13 +10,9 @@ use async_nats::HeaderMap;
 use async_nats::jetstream::consumer::pull;
 use async_nats::jetstream::stream::RetentionPolicy;
 use async_nats::jetstream::{self, consumer, stream};
-use axum::Router;
-use axum::extract::{Query, State};
-use axum::http::StatusCode;
-use axum::routing::{get, post};
 use futures_util::StreamExt as _;
 
-use super::{Ask, HANDLERS, Lags, fresh_id, listen, note, take_lags};
+use super::{HANDLERS, Handled, Log, fresh_id, listen};
 
 #[derive(clap::Args)]
 pub struct Options {
@@ -34,7 +32,23 @@ struct Service {
     subject: String,
     /// Moments of messages are as long after this.
     since: Instant,
-    lags: Lags,
+    handled: Arc<Handled>,
+}
+
+impl Log for Service {
+    async fn publish(&self, bytes: usize) -> Result<String> {
+        let (id, mut headers) = (fresh_id(), HeaderMap::new());
+        headers.insert("Nats-Msg-Id", id.as_str());
+        headers.insert("at", self.since.elapsed().as_micros().to_string());
+        let body = vec![b'x'; bytes].into();
+        self.context.publish_with_headers(self.subject.clone(), headers, body).await?.await?;
+        self.handled.published.fetch_add(1, Ordering::Relaxed);
+        Ok(id)
+    }
+
+    fn handled(&self) -> &Handled {
+        &self.handled
+    }
 }
 
 /// Serves until it is killed.
@@ -59,25 +73,10 @@ pub fn serve(options: &Options) -> Result<()> {
                 ..pull::Config::default()
             })
             .await?;
-        let service = Service { context, subject, since: Instant::now(), lags: Lags::default() };
+        let service = Service { context, subject, since: Instant::now(), handled: Arc::default() };
         tokio::spawn(handle(consumer, service.clone()));
-        let app = Router::new()
-            .route("/publish", post(publish))
-            .route("/lags", get(async |State(service): State<Service>| take_lags(&service.lags)))
-            .with_state(service);
-        listen(app).await
+        listen(service).await
     })
-}
-
-async fn publish(State(service): State<Service>, Query(ask): Query<Ask>) -> Result<String, StatusCode> {
-    let (id, mut headers) = (fresh_id(), HeaderMap::new());
-    headers.insert("Nats-Msg-Id", id.as_str());
-    headers.insert("at", service.since.elapsed().as_micros().to_string());
-    let body = vec![b'x'; ask.bytes].into();
-    let failed = |_| StatusCode::SERVICE_UNAVAILABLE;
-    let sent = service.context.publish_with_headers(service.subject.clone(), headers, body).await;
-    sent.map_err(failed)?.await.map_err(failed)?;
-    Ok(id)
 }
 
 /// Notes how late each message is, several at a time, and acknowledges it.
@@ -88,7 +87,7 @@ async fn handle(consumer: consumer::Consumer<pull::Config>, service: Service) ->
         let at = message.headers.as_ref().and_then(|headers| headers.get("at"));
         let at: Option<u128> = at.and_then(|at| at.as_str().parse().ok());
         let now = service.since.elapsed().as_micros();
-        note(&service.lags, at.map_or(u64::MAX, |at| u64::try_from(now - at).unwrap_or(u64::MAX)));
+        service.handled.note(at.map_or(u64::MAX, |at| u64::try_from(now - at).unwrap_or(u64::MAX)));
         // One that is not acknowledged comes again.
         let _ = message.ack().await;
     });
