@@ -62,11 +62,11 @@ impl Activity {
     }
 
     fn since(&self, stamp: &AtomicU64) -> Option<Instant> {
-        Some(stamp.load(Ordering::Relaxed)).filter(|stamp| *stamp > 0).map(|stamp| self.moment(stamp))
+        self.moment(stamp.load(Ordering::Relaxed))
     }
 
-    fn moment(&self, stamp: u64) -> Instant {
-        self.opened + Duration::from_millis(stamp.saturating_sub(1))
+    fn moment(&self, stamp: u64) -> Option<Instant> {
+        Some(self.opened + Duration::from_millis(stamp.checked_sub(1)?))
     }
 
     /// A request's head has been read.
@@ -96,9 +96,9 @@ impl Activity {
 
     /// Since when the client takes too little of what waits for it.
     fn stalled_since(&self, now: Instant, timeout: Duration) -> Option<Instant> {
-        let is_over = |since| now >= self.moment(since) + timeout;
+        let is_over = |since| self.moment(since).is_some_and(|since| now >= since + timeout);
         let owed_since = self.uptake.owed_since(is_over, self.stamp(now));
-        self.since(owed_since).into_iter().chain(self.untaken_since()).min()
+        self.moment(owed_since).into_iter().chain(self.untaken_since()).min()
     }
 
     /// Whether the connection must be closed now and why, or when to look again.

@@ -16,6 +16,7 @@ use std::time::Duration;
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 use tokio::sync::{Mutex, mpsc};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
@@ -46,6 +47,11 @@ const PAUSE: Duration = Duration::from_secs(1);
 
 /// Groups of handled messages that the log is told of at the same time. The next group grows meanwhile.
 const SETTLES_MAX: usize = 4;
+
+/// Handled messages without a key, which keep nobody waiting, are told of together: so many, or those of this time. A
+/// server would take a packet for each.
+const SETTLED_TOGETHER: usize = 32;
+const SETTLE_WAIT: Duration = Duration::from_millis(2);
 
 impl Ordered for Delivery {
     fn seq(&self) -> u64 {
@@ -161,7 +167,7 @@ impl Queue {
         let mut crew = Crew::gather(&attempt, &self.queues.threads, &home);
         let (mut deliveries, reading) = read(feed);
         let mut lanes = Lanes::new(QUEUE_WAITING_MAX, QUEUE_HELD_MAX);
-        let (mut settling, mut handled) = (FuturesUnordered::new(), Vec::new());
+        let (mut settling, mut handled) = (FuturesUnordered::new(), Handled::default());
         loop {
             let places = self.places();
             while crew.at_work() < places
@@ -169,8 +175,9 @@ impl Queue {
             {
                 crew.give(delivery).await;
             }
-            if !handled.is_empty() && settling.len() < SETTLES_MAX {
-                let done = std::mem::take(&mut handled);
+            if settling.len() < SETTLES_MAX
+                && let Some(done) = handled.take(crew.at_work() == 0)
+            {
                 settling.push(attempt.settle(done, Verdict::Done));
             }
             let due = lanes.next_due().filter(|_| crew.at_work() < places);
@@ -190,6 +197,7 @@ impl Queue {
                     Outcome::tell(outcome, &mut lanes);
                 },
                 () = sleep_until(due) => {}
+                () = handled.is_due(), if settling.len() < SETTLES_MAX => {}
                 () = stop.cancelled() => break,
             }
         }
@@ -199,7 +207,7 @@ impl Queue {
                 settling.push(attempt.settle(vec![delivery], verdict));
             }
         }
-        settling.push(attempt.settle(handled, Verdict::Done));
+        settling.push(attempt.settle(handled.messages, Verdict::Done));
         while settling.next().await.is_some() {}
     }
 
@@ -225,6 +233,39 @@ impl Queue {
                 () = tokio::time::sleep(PAUSE) => {}
                 () = stop.cancelled() => return None,
             }
+        }
+    }
+}
+
+/// Messages that were handled, and that the log has to be told of.
+#[derive(Default)]
+struct Handled {
+    messages: Vec<Delivery>,
+    /// When the first of them may wait no longer.
+    due_at: Option<Instant>,
+    /// Others of a key wait for one of them.
+    is_urgent: bool,
+}
+
+impl Handled {
+    fn push(&mut self, delivery: Delivery) {
+        self.is_urgent |= delivery.key.is_some();
+        self.due_at.get_or_insert_with(|| Instant::now() + SETTLE_WAIT);
+        self.messages.push(delivery);
+    }
+
+    /// Takes them if it is time, or no more will come.
+    fn take(&mut self, are_all: bool) -> Option<Vec<Delivery>> {
+        let is_due = self.due_at.is_some_and(|due_at| {
+            are_all || self.is_urgent || self.messages.len() >= SETTLED_TOGETHER || due_at <= Instant::now()
+        });
+        is_due.then(|| std::mem::take(self).messages)
+    }
+
+    async fn is_due(&self) {
+        match self.due_at {
+            Some(due_at) => tokio::time::sleep_until(due_at).await,
+            None => std::future::pending().await,
         }
     }
 }

@@ -50,9 +50,9 @@ impl Uptake {
         }
     }
 
-    /// Since when the client owes its uptake. If its time is over and it has taken its share, it has its time again from
+    /// Since when the client owes its uptake, or zero. If its time is over and it has taken its share, it has its time again from
     /// `now`; if nothing waits for it any more, it owes nothing.
-    pub fn owed_since(&self, is_over: impl FnOnce(u64) -> bool, now: u64) -> &AtomicU64 {
+    pub fn owed_since(&self, is_over: impl FnOnce(u64) -> bool, now: u64) -> u64 {
         let since = self.owed_since.load(Ordering::Relaxed);
         let is_held_back = self.is_held_back.load(Ordering::Relaxed);
         if since != 0 && (!is_held_back || is_over(since)) && self.has_taken_its_share() {
@@ -62,7 +62,7 @@ impl Uptake {
                 self.owed_since.store(0, Ordering::Relaxed);
             }
         }
-        &self.owed_since
+        self.owed_since.load(Ordering::Relaxed)
     }
 
     fn begin(&self, now: u64) {
@@ -123,7 +123,7 @@ mod tests {
 
     /// As it is seen when the client's time is over, at this moment.
     fn owed_by(uptake: &Uptake, now: u64) -> u64 {
-        uptake.owed_since(|_| true, now).load(Ordering::Relaxed)
+        uptake.owed_since(|_| true, now)
     }
 
     fn read_all(mut client: &TcpStream, uptake: &Uptake) {
@@ -154,7 +154,7 @@ mod tests {
     fn a_client_that_reads_has_its_time_again_when_it_is_over_and_not_before() {
         let (_server, client, uptake) = full();
         read_all(&client, &uptake);
-        assert_eq!(uptake.owed_since(|_| false, 8).load(Ordering::Relaxed), 7);
+        assert_eq!(uptake.owed_since(|_| false, 8), 7);
         // All of it is taken: whatever the write waits for now, it is not this client.
         assert_eq!(owed_by(&uptake, 9), 0);
         uptake.wrote(1);
@@ -181,7 +181,7 @@ mod tests {
         let (mut server, client, uptake) = full();
         read_all(&client, &uptake);
         uptake.wrote(server.write(b"the end").expect("write"));
-        assert_eq!(uptake.owed_since(|_| false, 9).load(Ordering::Relaxed), 0);
+        assert_eq!(uptake.owed_since(|_| false, 9), 0);
     }
 
     #[test]
