@@ -1,7 +1,7 @@
 //! What durable messages cost a guest: published by requests, each message durable before the next step of its request,
 //! and handled by a guest; against a native program that does the same on a log with the same settings.
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::thread::sleep;
 use std::time::Duration;
@@ -16,7 +16,7 @@ use crate::load::wire::{Reply, post};
 use crate::load::{Failure, Target};
 use crate::peers::messages as native;
 use crate::process::Server;
-use crate::report::{Report, Table, millis};
+use crate::report::{Report, Table, cores, millis};
 use crate::stoa::{Home, Stoa, ask};
 
 /// Interleaved turns of a guest on Stoa and of a native program, each with its log in SQLite or on a NATS server.
@@ -223,15 +223,22 @@ fn lags(options: &Options, contender: &Contender) -> Result<Vec<f64>> {
         lags.extend(take(contender.address)?);
     }
     contender.server.pause()?;
-    // Each serving thread has an instance of its own, and only one of them was asked.
     ensure!(lags.len() * 5 >= options.alone, "only {} lags of {} messages", lags.len(), options.alone);
     Ok(lags)
 }
 
+/// What every serving thread has: a connection goes to the one that has the fewest.
 fn take(address: SocketAddr) -> Result<Vec<f64>> {
-    let answer = ask(address, "GET", "/lags", &[])?;
-    ensure!(answer.status == 200, "lags: status {}: {}", answer.status, answer.text);
-    answer.text.split_whitespace().map(|lag| lag.parse().context("a lag that is no number")).collect()
+    let (mut open, mut lags) = (Vec::new(), Vec::new());
+    for _ in 0..cores() {
+        let answer = ask(address, "GET", "/lags", &[])?;
+        ensure!(answer.status == 200, "lags: status {}: {}", answer.status, answer.text);
+        for lag in answer.text.split_whitespace() {
+            lags.push(lag.parse().context("a lag that is no number")?);
+        }
+        open.push(TcpStream::connect(address)?);
+    }
+    Ok(lags)
 }
 
 fn quantile(lags: &[f64], share: f64) -> f64 {
