@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, oneshot};
 use wasmtime::{Store, StoreContextMut, UpdateDeadline};
 
 use crate::limits::{HOSTCALL_FUEL_BYTES, LEFTOVER_HANDLES_MAX};
@@ -125,15 +125,24 @@ fn on_tick(mut store: StoreContextMut<'_, State>) -> wasmtime::Result<UpdateDead
 
 /// Lets the thread look after its sockets, and then lets one long computation at a time go on.
 ///
-/// `yield_now` wakes this task only after the thread has polled its sockets; the semaphore is fair,
+/// `yield_now` wakes a task only after the thread has polled its sockets; the semaphore is fair,
 /// so however many guests spin, a neighbour waits for one tick of one of them.
+///
+/// A task of its own stands in the queue. A guest whose client does not read is not polled for as long as that lasts, and
+/// would keep its place at the head of the queue, or its turn, from all others.
 async fn take_turns(turns: Option<Arc<Semaphore>>) {
-    let _turn = match &turns {
+    let Some(turns) = turns else { return tokio::task::yield_now().await };
+    let (go, turn) = oneshot::channel();
+    tokio::spawn(async move {
         // Closed only at the end of the thread.
-        Some(turns) => turns.acquire().await.ok(),
-        None => None,
-    };
-    tokio::task::yield_now().await;
+        let _turn = turns.acquire().await.ok();
+        // One that has left needs no turn.
+        if go.send(()).is_ok() {
+            tokio::task::yield_now().await;
+        }
+    });
+    // Its thread ends.
+    let _ = turn.await;
 }
 
 thread_local! {

@@ -92,6 +92,23 @@ async fn a_client_that_does_not_read_is_closed_and_its_guest_is_freed() {
 }
 
 #[tokio::test]
+async fn clients_that_do_not_read_keep_no_turn_from_guests_that_compute() {
+    let host = host_with("", &[Bundle::of("huge_response"), Bundle::of("grow_memory")]).await;
+    let mut greedy = Vec::new();
+    for _ in 0..24 {
+        greedy.push(Raw::send(host.http(), "GET / HTTP/1.1\r\nhost: huge-response.test\r\n\r\n").await);
+    }
+    host.metric_is("stoa_requests_in_flight", &[("service", "huge-response")], 24.0).await;
+    // Each computes through many ticks, on whichever thread it is.
+    for _ in 0..8 {
+        let computing = request("GET", "grow-memory", "/?mib=48").body(empty()).expect("a request");
+        let answer = within("an answer", host.send(computing)).await;
+        assert_eq!((answer.status, answer.text().trim()), (200, "48"));
+    }
+    drop(greedy);
+}
+
+#[tokio::test]
 async fn a_client_that_reads_slowly_is_not_closed() {
     let host = host_with("write_timeout = \"1s\"", &[Bundle::of("huge_response")]).await;
     let mut connection = host.connect().await;
