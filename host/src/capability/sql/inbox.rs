@@ -107,7 +107,7 @@ impl Database {
 }
 
 /// Whether there was a row.
-struct Found(bool);
+pub(super) struct Found(pub bool);
 
 impl Rows for Found {
     const ARE_WANTED: bool = false;

@@ -3,8 +3,9 @@
 //! A host claims a tick, publishes it, and notes that it is done. If it does not come to that, another one may claim it
 //! when the claim is old. Ages of claims are by the server's clock, ticks by those of the hosts.
 
-use super::bindings::{Access, Column, Error, Row, Value};
-use super::connection::{Call, Rows};
+use super::bindings::{Access, Error, Value};
+use super::connection::Call;
+use super::inbox::Found;
 use super::outbox::LIMIT;
 use super::statement::Statement;
 use super::{Backend, Database};
@@ -84,19 +85,5 @@ impl Database {
     /// When the database does not answer.
     pub async fn note_done(&self, tick: Tick<'_>) -> Result<(), Error> {
         tick.ask(self, DONE, "update").await.map(drop)
-    }
-}
-
-/// Whether there was a row.
-struct Found(bool);
-
-impl Rows for Found {
-    const ARE_WANTED: bool = false;
-
-    fn columns(&mut self, _: Vec<Column>) {}
-
-    async fn row(&mut self, _: Row) -> Result<(), Error> {
-        self.0 = true;
-        Ok(())
     }
 }
