@@ -8,13 +8,14 @@
 //! cached file carries a code that only this data directory's key can make, and a file whose code
 //! does not fit is compiled anew.
 
+use std::cell::Cell;
 use std::collections::hash_map::DefaultHasher;
 use std::fs;
 use std::hash::{Hash as _, Hasher as _};
 use std::io::{self, Write as _};
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use hmac::{Hmac, Mac as _};
 use sha2::Sha256;
@@ -182,9 +183,27 @@ fn config(limits: &HostLimits, kind: Kind) -> Config {
 /// A guest has computed through a tick since the ticker looked last.
 static COMPUTING: AtomicBool = AtomicBool::new(false);
 
-/// Tells the ticker that there is a guest whose neighbours want their turns.
-pub(super) fn note_computing() {
-    COMPUTING.store(true, Ordering::Relaxed);
+/// How often the epoch has ticked.
+static TICKS: AtomicU64 = AtomicU64::new(0);
+
+thread_local! {
+    /// The tick at which the guest that this thread drives was last taken up.
+    static TAKEN_UP: Cell<u64> = const { Cell::new(0) };
+}
+
+/// A guest begins, or goes on after others had the thread.
+pub(super) fn take_up() {
+    TAKEN_UP.set(TICKS.load(Ordering::Relaxed));
+}
+
+/// Whether the guest at work has computed through a tick, and has neighbours who want their turns. One that has waited through
+/// it has not: it meets the tick as soon as it goes on.
+pub(super) fn is_computing() -> bool {
+    let is_computing = TAKEN_UP.get() != TICKS.load(Ordering::Relaxed);
+    if is_computing {
+        COMPUTING.store(true, Ordering::Relaxed);
+    }
+    is_computing
 }
 
 /// Ticks the epoch of both engines until they are gone; faster while guests compute for long.
@@ -193,6 +212,7 @@ fn tick(engines: Vec<wasmtime::EngineWeak>) -> io::Result<()> {
         loop {
             let is_busy = COMPUTING.swap(false, Ordering::Relaxed);
             std::thread::sleep(if is_busy { EPOCH_TICK } else { EPOCH_TICK_AT_REST });
+            TICKS.fetch_add(1, Ordering::Relaxed);
             let mut any = false;
             for engine in engines.iter().filter_map(wasmtime::EngineWeak::upgrade) {
                 engine.increment_epoch();
@@ -303,4 +323,29 @@ fn read_or_make_key(path: &Path) -> io::Result<[u8; 32]> {
     file.write_all(&key)?;
     file.sync_all()?;
     Ok(key)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Other tests of the program may tick, too.
+    fn holds_between_ticks(mut condition: impl FnMut() -> bool) -> bool {
+        (0..100).any(|_| condition())
+    }
+
+    #[test]
+    fn a_guest_computes_if_the_epoch_has_ticked_since_it_was_taken_up() {
+        assert!(holds_between_ticks(|| {
+            take_up();
+            !is_computing()
+        }));
+        TICKS.fetch_add(1, Ordering::Relaxed);
+        assert!(is_computing());
+        assert!(is_computing(), "it goes on computing until others have had the thread");
+        assert!(holds_between_ticks(|| {
+            take_up();
+            !is_computing()
+        }));
+    }
 }

@@ -108,12 +108,14 @@ impl Instance {
     }
 }
 
-/// Runs at every epoch tick that a guest computes through.
+/// Runs at the first tick of the epoch that a guest meets since it began or since this ran.
 fn on_tick(mut store: StoreContextMut<'_, State>) -> wasmtime::Result<UpdateDeadline> {
-    engine::note_computing();
     let state = store.data_mut();
     if state.deadline.has_passed(Instant::now()) {
         return Ok(UpdateDeadline::Interrupt);
+    }
+    if !engine::is_computing() {
+        return Ok(UpdateDeadline::Continue(1));
     }
     state.ticks = state.ticks.saturating_add(1);
     if state.ticks <= TICKS_BEFORE_TURNS {
