@@ -77,11 +77,11 @@ impl Instance {
     pub(super) fn recycle(mut self) {
         self.served += 1;
         self.store.data_mut().end();
-        let is_cluttered = self.is_cluttered();
+        let is_spent = self.is_cluttered() || self.is_exhausted();
         let sandbox = &self.counted.0;
         let is_wanted =
             self.served < sandbox.instances.retire_after && !sandbox.retired.load(Ordering::Acquire);
-        if is_wanted && !is_cluttered {
+        if is_wanted && !is_spent {
             WORKER.with_borrow_mut(|worker| {
                 if let Some(worker) = worker {
                     worker.put(self);
@@ -105,6 +105,22 @@ impl Instance {
         let (service, release) = (sandbox.service.as_str(), sandbox.release.short());
         tracing::debug!(service, release, left_over, "an instance keeps too many handles to be used again");
         true
+    }
+
+    /// Whether the guest is at the end of its memory. What a request took for a while, it has not given back to the host; what it
+    /// leaks would fail every request from now on.
+    fn is_exhausted(&self) -> bool {
+        let is_exhausted = self.store.data().limiter.is_exhausted();
+        if is_exhausted {
+            let sandbox = &self.counted.0;
+            let (service, release) = (sandbox.service.as_str(), sandbox.release.short());
+            tracing::debug!(
+                service,
+                release,
+                "an instance has reached its limit of memory and is not used again"
+            );
+        }
+        is_exhausted
     }
 }
 

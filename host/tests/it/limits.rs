@@ -196,6 +196,24 @@ async fn a_trapped_or_timed_out_instance_is_not_used_again() {
 }
 
 #[tokio::test]
+async fn an_instance_that_has_reached_its_memory_limit_is_not_used_again() {
+    let host = one_worker().start(&[Bundle::of("grow_memory")]).await;
+    let made = async || host.metric("stoa_instantiations_total", &[("service", "grow-memory")]).await;
+    let ask = async |path| {
+        let answer = host.get("grow-memory", path).await;
+        assert_eq!(answer.status, 200);
+        host.is_idle("grow-memory").await;
+    };
+    ask("/?mib=32").await;
+    let first = made().await;
+    ask("/?mib=32").await;
+    ask("/").await;
+    assert_eq!(made().await, first, "one that stays below its limit is used again");
+    ask("/?mib=32").await;
+    assert_eq!(made().await, first + 1.0, "one that was refused memory was used again");
+}
+
+#[tokio::test]
 async fn an_idle_instance_is_let_go_after_its_time() {
     let host = one_worker().start(&[Bundle::of("counter").with("[instances]\nidle = \"500ms\"")]).await;
     assert_eq!(host.get("counter", "/").await.number(), 1);
