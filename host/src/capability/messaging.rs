@@ -15,6 +15,7 @@ mod backend;
 mod log;
 mod nats;
 mod relay;
+mod waiting;
 
 pub use self::backend::Feed;
 pub use self::log::LogError;

@@ -48,7 +48,7 @@ const PAUSE: Duration = Duration::from_secs(1);
 /// Groups of handled messages that the log is told of at the same time. The next group grows meanwhile.
 const SETTLES_MAX: usize = 4;
 
-/// Handled messages without a key, which keep nobody waiting, are told of together: so many, or those of this time. A
+/// Handled messages without a key, which keep nobody waiting, are told of together: from so many on, or those of this time. A
 /// server would take a packet for each.
 const SETTLED_TOGETHER: usize = 32;
 const SETTLE_WAIT: Duration = Duration::from_millis(2);
@@ -182,17 +182,26 @@ impl Queue {
             }
             let due = lanes.next_due().filter(|_| crew.at_work() < places);
             tokio::select! {
-                delivery = deliveries.recv(), if lanes.has_room() => match delivery {
-                    Some(delivery) => lanes.add(delivery),
-                    None => break,
-                },
-                Some((delivery, found)) = crew.next() => match attempt.judge(delivery, found) {
-                    Next::Settle(delivery, Verdict::Done) => handled.push(delivery),
-                    Next::Settle(delivery, verdict) => {
-                        settling.push(attempt.settle(vec![delivery], verdict));
+                delivery = deliveries.recv(), if lanes.has_room() => {
+                    let Some(delivery) = delivery else { break };
+                    lanes.add(delivery);
+                    while lanes.has_room() && let Ok(delivery) = deliveries.try_recv() {
+                        lanes.add(delivery);
                     }
-                    Next::Lanes(outcome) => outcome.tell(&mut lanes),
-                },
+                }
+                Some(first) = crew.next() => {
+                    let mut next = Some(first);
+                    while let Some((delivery, found)) = next {
+                        match attempt.judge(delivery, found) {
+                            Next::Settle(delivery, Verdict::Done) => handled.push(delivery),
+                            Next::Settle(delivery, verdict) => {
+                                settling.push(attempt.settle(vec![delivery], verdict));
+                            }
+                            Next::Lanes(outcome) => outcome.tell(&mut lanes),
+                        }
+                        next = crew.next_now();
+                    }
+                }
                 Some(outcomes) = settling.next() => for outcome in outcomes {
                     Outcome::tell(outcome, &mut lanes);
                 },

@@ -11,7 +11,6 @@ mod room;
 mod rows;
 mod schema;
 mod tail;
-mod waiting;
 mod writer;
 
 pub mod operator;
@@ -30,9 +29,9 @@ use self::rare::Rare;
 pub use self::rare::TOO_OLD;
 use self::reader::Reader;
 use self::tail::Tails;
-use self::waiting::Waiting;
 use self::writer::{Change, Job, Outcome, Writer};
 use super::message::{Delivery, Handle, Message, Moment, SubscriptionId};
+use super::waiting::Waiting;
 use crate::limits::{HostLimits, ServiceLimits};
 use crate::metrics::Metrics;
 use crate::name::ServiceName;

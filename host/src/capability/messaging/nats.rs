@@ -1,7 +1,7 @@
 //! The log of messages on a NATS server with JetStream, from 2.9 on.
 //!
 //! Reading order: [`names`] and [`wire`] are what things are called and how a message travels, [`connection`] the
-//! connection and what is made on the server, [`publish`] and [`later`] the way in, [`feed`] and [`reader`] the way out with its
+//! connection and what is made on the server, [`publish`], [`departures`] and [`later`] the way in, [`feed`] and [`reader`] the way out with its
 //! [`lease`], [`tenure`] what a delivery is settled by, [`failures`] and [`dead`] what went wrong, [`tidy`] what
 //! nobody reads any more, [`books`] how much waits.
 //!
@@ -19,8 +19,10 @@
 mod books;
 mod connection;
 mod dead;
+mod departures;
 mod failures;
 mod feed;
+mod gathering;
 mod later;
 mod lease;
 mod names;
@@ -35,7 +37,9 @@ mod wire;
 use std::collections::HashMap;
 use std::fs;
 use std::path::Path;
+use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::Poll;
 use std::time::Duration;
 
 use async_nats::jetstream::{self, kv, stream};
@@ -46,6 +50,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use self::books::Books;
+use self::departures::Departures;
 pub use self::feed::Feed;
 use self::names::Names;
 use self::subscription::Known;
@@ -90,8 +95,10 @@ pub struct Core {
     stores: OnceCell<Stores>,
     books: Mutex<Books>,
     known: Mutex<HashMap<SubscriptionId, Arc<Known>>>,
+    /// Messages that wait to be sent.
+    departures: Departures,
     /// KiB of messages that are being published.
-    room: Semaphore,
+    room: Arc<Semaphore>,
     /// One change of subscriptions at a time.
     changing: tokio::sync::Mutex<()>,
     /// One new dead letter at a time.
@@ -154,7 +161,8 @@ impl Nats {
             stores: OnceCell::new(),
             books: Mutex::default(),
             known: Mutex::default(),
-            room: Semaphore::new(PUBLISHED_KIB_MAX),
+            departures: Departures::new(),
+            room: Arc::new(Semaphore::new(PUBLISHED_KIB_MAX)),
             changing: tokio::sync::Mutex::default(),
             burying: tokio::sync::Mutex::default(),
             untidy: Notify::new(),
@@ -218,6 +226,7 @@ impl Core {
             let stop = self.stop.clone();
             self.tasks.spawn(async move { stop.run_until_cancelled(task).await });
         }
+        self.tasks.spawn_on(departures::run(Arc::clone(self)), &self.runtime);
     }
 
     fn books(&self) -> MutexGuard<'_, Books> {
@@ -254,7 +263,11 @@ impl Core {
         if !self.is_connected() {
             return Err(self.silent());
         }
-        let sending = self.client.publish(subject, content.into());
+        let mut sending = pin!(self.client.publish(subject, content.into()));
+        // Most of the time there is room at once, and no timer is needed.
+        if let Poll::Ready(sent) = futures_util::poll!(sending.as_mut()) {
+            return sent.map_err(away);
+        }
         match tokio::time::timeout(READY_WAIT, sending).await {
             Ok(sent) => sent.map_err(away),
             Err(_) => Err(self.silent()),

@@ -63,11 +63,21 @@ impl Crew {
         if self.at_work() == 0 {
             return None;
         }
-        let (number, delivery, answer) = self.found.recv().await?;
+        let found = self.found.recv().await?;
+        Some(self.note(found))
+    }
+
+    /// Another answer that is there already.
+    pub fn next_now(&mut self) -> Option<(Delivery, Answer)> {
+        let found = self.found.try_recv().ok()?;
+        Some(self.note(found))
+    }
+
+    fn note(&mut self, (number, delivery, answer): (usize, Delivery, Answer)) -> (Delivery, Answer) {
         if let Some(hand) = self.hands.get_mut(number) {
             hand.at_work = hand.at_work.saturating_sub(1);
         }
-        Some((delivery, answer))
+        (delivery, answer)
     }
 }
 

@@ -18,9 +18,9 @@ use super::rare::{self, Rare};
 use super::room::{self, NoRoom};
 use super::rows::{self, Published};
 use super::tail::Tails;
-use super::waiting::{Waiting, tell};
 use super::{LogError, Shared, Ticket, schema};
 use crate::capability::messaging::message::{Delivery, Handle, Message, SubscriptionId, now};
+use crate::capability::messaging::waiting::{Waiting, tell};
 use crate::limits::ByteCount;
 
 /// What is to be written.

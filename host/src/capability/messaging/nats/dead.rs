@@ -274,12 +274,12 @@ impl Nats {
             }
             // Its age begins anew.
             let message = Message { published_at: now(), ..letter.message.clone() };
-            let outgoing = Outgoing {
+            let again = |message: &Message| Outgoing {
                 subject: self.core.names.message_subject(message.subject.as_str()),
-                headers: wire::again(&message, &id, number),
-                body: message.body,
+                headers: wire::again(message, &id, number),
+                body: message.body.clone(),
             };
-            self.core.send_all(vec![outgoing]).await?;
+            self.core.send_all(&[message], again).await?;
             self.core.forget_letter(&letter).await?;
             moved.count += 1;
         }

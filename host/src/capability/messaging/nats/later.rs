@@ -5,6 +5,7 @@
 
 use std::future::Future;
 use std::pin::Pin;
+use std::slice;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,7 +13,6 @@ use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, pull};
 use async_nats::jetstream::{AckKind, Message as Incoming};
 use futures_util::StreamExt as _;
 
-use super::publish::Outgoing;
 use super::{Core, away, micros, wire};
 use crate::capability::messaging::log::LogError;
 use crate::capability::messaging::message::now;
@@ -99,12 +99,7 @@ impl Core {
         message.published_at = message.published_at.max(at);
         let counted = self.books().take_in(&message.subject);
         let published = match counted {
-            Ok(()) => {
-                let subject = self.names.message_subject(message.subject.as_str());
-                let outgoing =
-                    Outgoing { subject, headers: wire::headers(&message), body: message.body.clone() };
-                self.send_all(vec![outgoing]).await
-            }
+            Ok(()) => self.send_all(slice::from_ref(&message), |message| self.outgoing(message)).await,
             Err(full) => Err(LogError::backlog_full(full)),
         };
         match published {

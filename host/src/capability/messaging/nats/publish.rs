@@ -4,12 +4,12 @@
 //! key may be sent before that answer. The server takes a message with the same id once.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_nats::HeaderMap;
 use async_nats::jetstream::ErrorCode;
 use async_nats::jetstream::context::{PublishError, PublishErrorKind};
-use async_nats::jetstream::message::PublishMessage;
 use bytes::Bytes;
 use tokio::time::Instant;
 
@@ -33,7 +33,6 @@ const WAVE_MAX: usize = 256;
 const SPARE_BYTES: usize = 16 << 10;
 
 /// What is sent, and where to.
-#[derive(Clone)]
 pub struct Outgoing {
     pub subject: String,
     pub headers: HeaderMap,
@@ -77,8 +76,7 @@ impl Core {
         if counted.is_empty() {
             return refused;
         }
-        let outgoing = counted.iter().map(|message| self.outgoing(message)).collect();
-        let sent = self.send_all(outgoing).await;
+        let sent = self.send_all(&counted, |message| self.outgoing(message)).await;
         let mut books = self.books();
         // Whatever was taken after all is counted when the server is asked again.
         let not_there = counted.iter().filter(|message| sent.is_err() || message.deliver_at.is_some());
@@ -91,7 +89,8 @@ impl Core {
         sent.and(refused)
     }
 
-    fn outgoing(&self, message: &Message) -> Outgoing {
+    /// As it is sent, by now: at once or for later.
+    pub(super) fn outgoing(&self, message: &Message) -> Outgoing {
         let body = message.body.clone();
         match message.deliver_at.filter(|at| *at > now()) {
             Some(at) => {
@@ -104,57 +103,53 @@ impl Core {
         }
     }
 
-    /// Sends until the server has all of them, for a while.
-    pub(super) async fn send_all(&self, mut outgoing: Vec<Outgoing>) -> Result<(), LogError> {
+    /// Sends until the server has all of them, for a while. What is sent again is made again.
+    pub(super) async fn send_all<T>(
+        &self,
+        messages: &[T],
+        make: impl Fn(&T) -> Outgoing,
+    ) -> Result<(), LogError> {
         let ends_at = Instant::now() + PUBLISH_WAIT;
         let bytes_max = self.client.max_payload().saturating_sub(SPARE_BYTES);
+        let mut unknown: Vec<&T> = messages.iter().collect();
+        let mut outgoing: Vec<Outgoing> = messages.iter().map(&make).collect();
         if outgoing.iter().any(|one| size(one) > bytes_max) {
             return Err(LogError::TooLarge);
         }
         let kib = outgoing.iter().map(size).sum::<usize>() / 1024 + 1;
-        let room = self.room.acquire_many(u32::try_from(kib.min(PUBLISHED_KIB_MAX)).unwrap_or(u32::MAX));
-        let _room = match tokio::time::timeout_at(ends_at, room).await {
-            Ok(room) => room.map_err(|_| LogError::Closed)?,
-            Err(_) => return Err(self.silent()),
-        };
+        let kib = u32::try_from(kib.min(PUBLISHED_KIB_MAX)).unwrap_or(u32::MAX);
+        let room =
+            match tokio::time::timeout_at(ends_at, Arc::clone(&self.room).acquire_many_owned(kib)).await {
+                Ok(room) => Arc::new(room.map_err(|_| LogError::Closed)?),
+                Err(_) => return Err(self.silent()),
+            };
         loop {
             self.stores().await?;
-            let (unknown, problem) = self.send_once(outgoing).await?;
+            let (mut left, mut problem, mut refused) = (Vec::new(), None, None);
+            for (one, answer) in unknown.into_iter().zip(self.departures.send(outgoing, &room)) {
+                // Many may be before it, and the server silent.
+                let answer = tokio::time::timeout_at(ends_at, answer).await.map_err(|_| self.silent())?;
+                // There is none when the host ends.
+                match judge(answer.map_err(|_| LogError::Closed)?) {
+                    Sent::Taken => {}
+                    Sent::Unknown(error) => {
+                        left.push(one);
+                        problem = Some(error);
+                    }
+                    Sent::Refused(error) => refused = refused.or(Some(error)),
+                }
+            }
+            if let Some(refused) = refused {
+                return Err(refused);
+            }
             let Some(problem) = problem else { return Ok(()) };
             if Instant::now() + PAUSE >= ends_at {
                 return Err(away(problem));
             }
             tokio::time::sleep(PAUSE).await;
-            outgoing = unknown;
+            outgoing = left.iter().map(|one| make(one)).collect();
+            unknown = left;
         }
-    }
-
-    /// Sends each once; answers those that have to be sent again, and why.
-    async fn send_once(
-        &self,
-        outgoing: Vec<Outgoing>,
-    ) -> Result<(Vec<Outgoing>, Option<PublishError>), LogError> {
-        let mut answers = Vec::with_capacity(outgoing.len());
-        for one in &outgoing {
-            let message = PublishMessage::build().payload(one.body.clone()).headers(one.headers.clone());
-            answers.push(self.publisher.send_publish(one.subject.clone(), message).await);
-        }
-        let (mut unknown, mut problem, mut refused) = (Vec::new(), None, None);
-        for (one, answer) in outgoing.into_iter().zip(answers) {
-            let answer = match answer {
-                Ok(answer) => answer.await.map(|_| ()),
-                Err(error) => Err(error),
-            };
-            match judge(answer) {
-                Sent::Taken => {}
-                Sent::Unknown(error) => {
-                    unknown.push(one);
-                    problem = Some(error);
-                }
-                Sent::Refused(error) => refused = refused.or(Some(error)),
-            }
-        }
-        refused.map_or(Ok((unknown, problem)), Err)
     }
 }
 

@@ -1,18 +1,19 @@
 //! The way out: one task for each subscription that this host reads.
 
-use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_nats::jetstream::Message as Incoming;
 use async_nats::jetstream::context::ConsumerInfoErrorKind;
 use async_nats::{StatusCode, Subscriber};
-use futures_util::StreamExt as _;
+use futures_util::{FutureExt as _, StreamExt as _};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::failures::Failures;
+use super::gathering::{Gathering, TICK};
 use super::lease::{LEASE, Lease, RENEWAL};
 use super::names::Names;
 use super::subscription::{ACK_WAIT, About, Known};
@@ -37,10 +38,6 @@ const SILENCE_MAX: Duration = Duration::from_secs(11);
 
 /// A message is kept in memory until it is handled if it has no more bytes than that.
 const INLINE_BYTES_MAX: u64 = 4096;
-
-/// How often a reader looks after its lease and what it holds, and how often at first while it gathers.
-const TICK: Duration = Duration::from_millis(200);
-const FIRST_TICK: Duration = Duration::from_millis(20);
 
 /// How often another host's lease is looked at.
 const LEASE_LOOK: Duration = Duration::from_millis(500);
@@ -123,17 +120,6 @@ struct Pull {
     number: u64,
     left: usize,
     heard_at: Instant,
-}
-
-/// Deliveries are gathered and sorted until everything that is not acknowledged is here.
-struct Gathering {
-    since: Instant,
-    /// Whatever is outstanding was delivered to an earlier reader, which is no more.
-    is_first: bool,
-    forced_at: Option<Instant>,
-    /// Those that have failed before.
-    failing: Option<HashSet<u64>>,
-    found: BTreeMap<u64, Delivery>,
 }
 
 struct Reader<'a> {
@@ -219,7 +205,7 @@ impl<'a> Reader<'a> {
                     }
                 }
                 answer = self.answers.next() => match answer {
-                    Some(answer) => self.take_in(answer).await,
+                    Some(answer) => self.take_in_all(answer, look_at).await,
                     None => break,
                 },
                 changed = self.changes.changed() => {
@@ -268,6 +254,26 @@ impl<'a> Reader<'a> {
             self.pull = Some(Pull { number: self.pulls, left: PULL_MAX, heard_at: now });
         } else {
             self.not_before = now + TICK;
+        }
+    }
+
+    /// Takes in what has come together, until there is something else to do, and hands on what the queue has room for.
+    async fn take_in_all(&mut self, first: async_nats::Message, until: Instant) {
+        self.take_in(first).await;
+        while !self.over.is_cancelled()
+            && !self.core.stop.is_cancelled()
+            && Instant::now() < until
+            && let Some(Some(next)) = self.answers.next().now_or_never()
+        {
+            self.take_in(next).await;
+        }
+        while self.tenure.is_some()
+            && !self.loaded.is_empty()
+            && let Ok(permit) = self.sender.try_reserve()
+        {
+            if let Some(delivery) = self.loaded.pop_front() {
+                permit.send(delivery);
+            }
         }
     }
 
@@ -328,7 +334,7 @@ impl<'a> Reader<'a> {
             tracing::warn!(subject = %incoming.subject, "a message of another program has a subject that is none; it is dropped");
             return self.core.send(reply, ACK).await;
         };
-        if !self.held.add(seq, &reply) {
+        if !self.held.add(seq, reply) {
             return Ok(());
         }
         let message = wire::message(subject, incoming.headers.as_ref(), incoming.payload.clone(), found);
@@ -472,16 +478,5 @@ impl<'a> Reader<'a> {
             self.lease.give_back().await;
         };
         let _ = tokio::time::timeout(Duration::from_secs(3), leaving).await;
-    }
-}
-
-impl Gathering {
-    fn begin(is_first: bool) -> Self {
-        Self { since: Instant::now(), is_first, forced_at: None, failing: None, found: BTreeMap::new() }
-    }
-
-    /// The longer it takes, the less often it is looked after.
-    fn tick(&self) -> Duration {
-        (self.since.elapsed() / 8).clamp(FIRST_TICK, TICK)
     }
 }

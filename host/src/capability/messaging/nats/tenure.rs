@@ -16,7 +16,7 @@ use super::subscription::{Known, Place};
 use super::{Core, Nats, away, micros, wire};
 use crate::capability::messaging::log::LogError;
 use crate::capability::messaging::log::operator::FailedAttempt;
-use crate::capability::messaging::message::{Delivery, Handle, Message, Moment, SubscriptionId, now};
+use crate::capability::messaging::message::{Delivery, Handle, Message, Moment, now};
 
 /// It lasts as long as somebody has one of its deliveries, or its lease is lost.
 pub struct Tenure {
@@ -92,8 +92,8 @@ impl Held {
     }
 
     /// Answers whether it was not there.
-    pub fn add(&self, seq: u64, reply: &str) -> bool {
-        let reply = Reply { subject: reply.to_owned(), at: Instant::now() };
+    pub fn add(&self, seq: u64, subject: String) -> bool {
+        let reply = Reply { subject, at: Instant::now() };
         self.state().replies.insert(seq, reply).is_none()
     }
 
@@ -222,8 +222,13 @@ impl Nats {
         };
         failures.add(FailedAttempt { attempt: delivery.failed.saturating_add(1), at: now(), reason });
         self.core.keep_failures(&Names::dead_key(consumer, seq), &failures).await?;
-        let outgoing = self.core.dead_letter_of(id, seq, &message, &failures)?;
-        match self.core.send_all(vec![outgoing]).await {
+        let headers = super::dead::headers(id, seq, &message, &failures).map_err(away)?;
+        let letter = |message: &Message| Outgoing {
+            subject: self.core.names.dead_subject(id, seq),
+            headers: headers.clone(),
+            body: message.body.clone(),
+        };
+        match self.core.send_all(&[message], letter).await {
             Err(LogError::Full(_) | LogError::TooLarge) => return Err(LogError::DeadFull),
             sent => sent?,
         }
@@ -266,19 +271,5 @@ impl Core {
             held.put_back(seq, reply);
         }
         sent
-    }
-}
-
-/// What a dead letter is sent as.
-impl Core {
-    fn dead_letter_of(
-        &self,
-        id: &SubscriptionId,
-        seq: u64,
-        message: &Message,
-        failures: &Failures,
-    ) -> Result<Outgoing, LogError> {
-        let headers = super::dead::headers(id, seq, message, failures).map_err(away)?;
-        Ok(Outgoing { subject: self.names.dead_subject(id, seq), headers, body: message.body.clone() })
     }
 }
