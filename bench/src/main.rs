@@ -25,7 +25,7 @@ use clap::Parser;
 
 /// The host uses the same allocator, so the plain server and the host differ in nothing but the host.
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 /// Starts real servers on loopback ports, drives them, and prints markdown tables for docs/measurements.md.
 ///

@@ -6,10 +6,10 @@ use std::process::ExitCode;
 
 use clap::Parser as _;
 
-/// Requests make many small allocations on many threads, some freed on another one; the system's allocator makes
-/// them wait for each other.
+/// Requests make many small allocations, and what one has freed the next one is to get while it is in the cache; see
+/// `docs/decisions/2026-11-22-jemalloc.md`.
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 /// 0 done, 1 refused or failed; clap ends the process with 2 for a command line it does not understand.
 fn main() -> ExitCode {
