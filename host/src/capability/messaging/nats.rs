@@ -80,8 +80,6 @@ pub struct Nats {
 pub struct Core {
     client: Client,
     jetstream: jetstream::Context,
-    /// Gives up sooner, because it tries again.
-    publisher: jetstream::Context,
     /// The server's addresses, without what is secret in them.
     address: String,
     names: Names,
@@ -121,6 +119,9 @@ struct Stores {
 /// How long whoever needs the server waits for it.
 const READY_WAIT: Duration = Duration::from_secs(2);
 
+/// How long an answer of the server is waited for that is none to a message.
+const ANSWER_WAIT: Duration = Duration::from_secs(5);
+
 /// How long the end of the host waits for what it still has to tell the server.
 const CLOSE_WAIT: Duration = Duration::from_secs(5);
 
@@ -146,10 +147,8 @@ impl Nats {
         let host = host_id(&data_dir.join("host-id")).map_err(away)?;
         let connecting = server.runtime.spawn(connection::connect(server.url.clone()));
         let (client, connection) = connecting.await.map_err(away)??;
-        let context = |timeout| jetstream::ContextBuilder::new().timeout(timeout).build(client.clone());
         let core = Arc::new(Core {
-            jetstream: context(Duration::from_secs(5)),
-            publisher: context(publish::ACK_WAIT),
+            jetstream: jetstream::ContextBuilder::new().timeout(ANSWER_WAIT).build(client.clone()),
             client: client.clone(),
             address: connection::without_secrets(&server.url),
             names: Names::new(&server.prefix),

@@ -8,17 +8,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_nats::HeaderMap;
-use async_nats::jetstream::ErrorCode;
-use async_nats::jetstream::context::{PublishError, PublishErrorKind};
 use bytes::Bytes;
 use tokio::time::Instant;
 
-use super::{Core, PUBLISHED_KIB_MAX, away, wire};
+use super::{Core, PUBLISHED_KIB_MAX, wire};
 use crate::capability::messaging::log::LogError;
 use crate::capability::messaging::message::{Message, now};
-
-/// How long one answer of the server is waited for.
-pub const ACK_WAIT: Duration = Duration::from_secs(2);
 
 /// How long a publisher waits, over all attempts.
 const PUBLISH_WAIT: Duration = Duration::from_secs(5);
@@ -37,14 +32,6 @@ pub struct Outgoing {
     pub subject: String,
     pub headers: HeaderMap,
     pub body: Bytes,
-}
-
-/// What became of one that was sent.
-enum Sent {
-    Taken,
-    /// It may have been taken, or not.
-    Unknown(PublishError),
-    Refused(LogError),
 }
 
 impl Core {
@@ -126,17 +113,15 @@ impl Core {
         loop {
             self.stores().await?;
             let (mut left, mut problem, mut refused) = (Vec::new(), None, None);
-            for (one, answer) in unknown.into_iter().zip(self.departures.send(outgoing, &room)) {
-                // Many may be before it, and the server silent.
-                let answer = tokio::time::timeout_at(ends_at, answer).await.map_err(|_| self.silent())?;
+            for (one, answer) in unknown.into_iter().zip(self.departures.send(outgoing, &room, ends_at)) {
                 // There is none when the host ends.
-                match judge(answer.map_err(|_| LogError::Closed)?) {
-                    Sent::Taken => {}
-                    Sent::Unknown(error) => {
+                match answer.await.map_err(|_| LogError::Closed)? {
+                    Ok(()) => {}
+                    Err(error) if error.may_pass() => {
                         left.push(one);
                         problem = Some(error);
                     }
-                    Sent::Refused(error) => refused = refused.or(Some(error)),
+                    Err(error) => refused = refused.or(Some(error)),
                 }
             }
             if let Some(refused) = refused {
@@ -144,7 +129,7 @@ impl Core {
             }
             let Some(problem) = problem else { return Ok(()) };
             if Instant::now() + PAUSE >= ends_at {
-                return Err(away(problem));
+                return Err(problem);
             }
             tokio::time::sleep(PAUSE).await;
             outgoing = left.iter().map(|one| make(one)).collect();
@@ -159,27 +144,6 @@ fn size(outgoing: &Outgoing) -> usize {
         values.iter().map(|value| name.len() + value.as_str().len() + 4).sum::<usize>()
     });
     outgoing.body.len() + outgoing.subject.len() + headers.sum::<usize>() + 64
-}
-
-fn judge(answer: Result<(), PublishError>) -> Sent {
-    let Err(error) = answer else { return Sent::Taken };
-    if error.kind() == PublishErrorKind::MaxPayloadExceeded {
-        return Sent::Refused(LogError::TooLarge);
-    }
-    let source = std::error::Error::source(&error);
-    match source
-        .and_then(|source| source.downcast_ref::<async_nats::jetstream::Error>())
-        .map(|error| error.error_code())
-    {
-        Some(
-            ErrorCode::STREAM_STORE_FAILED
-            | ErrorCode::INSUFFICIENT_RESOURCES
-            | ErrorCode::STORAGE_RESOURCES_EXCEEDED
-            | ErrorCode::ACCOUNT_RESOURCES_EXCEEDED,
-        ) => Sent::Refused(LogError::Full(Box::new(error))),
-        Some(ErrorCode::STREAM_MESSAGE_EXCEEDS_MAXIMUM) => Sent::Refused(LogError::TooLarge),
-        _ => Sent::Unknown(error),
-    }
 }
 
 /// Cuts where a key would be in a piece twice.

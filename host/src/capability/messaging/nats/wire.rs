@@ -10,21 +10,24 @@ use crate::capability::messaging::message::{Headers, Message, Moment, Subscripti
 use crate::subject::Subject;
 
 /// The server takes a message with the same one once within `duplicate_window`.
-pub const MESSAGE_ID: &str = "Nats-Msg-Id";
+pub const MESSAGE_ID: HeaderName = HeaderName::from_static("Nats-Msg-Id");
 
 /// The id that handlers see, where it is not the one above: a dead letter that was given another chance.
-pub const ID: &str = "stoa-id";
-const KEY: &str = "stoa-key";
-const PUBLISHED_AT: &str = "stoa-published-at";
+pub const ID: HeaderName = HeaderName::from_static("stoa-id");
+const KEY: HeaderName = HeaderName::from_static("stoa-key");
+const PUBLISHED_AT: HeaderName = HeaderName::from_static("stoa-published-at");
 /// Whom alone the message is for.
-const ONLY: &str = "stoa-only";
-const DELIVER_AT: &str = "stoa-deliver-at";
-const SUBJECT: &str = "stoa-subject";
+const ONLY: HeaderName = HeaderName::from_static("stoa-only");
+const DELIVER_AT: HeaderName = HeaderName::from_static("stoa-deliver-at");
+const SUBJECT: HeaderName = HeaderName::from_static("stoa-subject");
 /// What a dead letter says of itself.
-pub const DEAD: &str = "stoa-dead";
+pub const DEAD: HeaderName = HeaderName::from_static("stoa-dead");
 
-/// What is not shown to handlers.
-const HIDDEN: [&str; 7] = [ID, KEY, PUBLISHED_AT, ONLY, DELIVER_AT, SUBJECT, DEAD];
+/// What begins the names of the server's own headers.
+const SERVERS: &str = "nats-";
+
+/// What is not shown to handlers, beside the server's own.
+const HIDDEN: [HeaderName; 7] = [ID, KEY, PUBLISHED_AT, ONLY, DELIVER_AT, SUBJECT, DEAD];
 
 /// A message's headers on the wire.
 pub fn headers(message: &Message) -> HeaderMap {
@@ -63,14 +66,14 @@ fn only(id: &SubscriptionId) -> String {
     format!("{}/{}", id.service.as_str(), id.pattern)
 }
 
-pub fn set(headers: &mut HeaderMap, name: &'static str, value: &str) {
+pub fn set(headers: &mut HeaderMap, name: HeaderName, value: &str) {
     // Those with a line break are no values of headers; the host gives none.
     if let Ok(value) = value.parse::<HeaderValue>() {
         headers.insert(name, value);
     }
 }
 
-fn get<'a>(headers: &'a HeaderMap, name: &'static str) -> Option<&'a str> {
+fn get(headers: &HeaderMap, name: HeaderName) -> Option<&str> {
     headers.get(name).map(HeaderValue::as_str)
 }
 
@@ -110,10 +113,11 @@ pub fn delay(headers: &HeaderMap) -> Option<(Moment, Subject)> {
 
 /// In the order of their names: the wire has no other one.
 fn shown(headers: &HeaderMap) -> Headers {
-    let is_shown = |name: &str| {
-        let lower = name.to_ascii_lowercase();
-        !lower.starts_with("nats-") && !HIDDEN.contains(&lower.as_str())
+    let is_servers = |name: &str| {
+        name.get(..SERVERS.len()).is_some_and(|beginning| beginning.eq_ignore_ascii_case(SERVERS))
     };
+    let is_hidden = |name: &str| HIDDEN.iter().any(|hidden| name.eq_ignore_ascii_case(hidden.as_ref()));
+    let is_shown = |name: &str| !is_servers(name) && !is_hidden(name);
     let mut shown: Headers = headers
         .iter()
         .filter(|(name, _)| is_shown(name.as_ref()))
