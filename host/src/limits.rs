@@ -276,6 +276,9 @@ pub const EPOCH_TICK_AT_REST: Duration = Duration::from_millis(4);
 /// What a client must take within `write_timeout` of a response that waits for it.
 pub const UPTAKE_BYTES_MIN: u64 = 4 << 10;
 
+/// About how much of a response is sent at once; then other requests of its thread get a turn.
+pub const RESPONSE_TURN_BYTES: u64 = 512 << 10;
+
 /// How often in a row a guest that has only made way goes on at once; then other requests of its thread get a turn.
 pub const GUEST_TURNS_MAX: u32 = 32;
 

@@ -13,3 +13,4 @@ pub mod instance;
 pub mod limiter;
 pub mod release;
 pub mod state;
+pub mod ticks;

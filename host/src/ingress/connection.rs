@@ -14,8 +14,9 @@ use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
+use hyper::rt::Executor;
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
@@ -23,6 +24,7 @@ use self::uptake::Uptake;
 use crate::ingress::http::Closing;
 use crate::ingress::request::{self, Ingress, Peer};
 use crate::limits::HostLimits;
+use crate::runtime::ticks;
 
 /// What the watch knows of a connection.
 pub struct Activity {
@@ -200,9 +202,19 @@ fn prepare(stream: TcpStream) -> io::Result<tokio::net::TcpStream> {
     tokio::net::TcpStream::from_std(stream)
 }
 
-fn builder(limits: &HostLimits) -> auto::Builder<TokioExecutor> {
+/// Runs the streams of HTTP/2 connections.
+#[derive(Clone, Copy)]
+struct Streams;
+
+impl<F: Future<Output: Send> + Send + 'static> Executor<F> for Streams {
+    fn execute(&self, stream: F) {
+        tokio::spawn(ticks::driving(stream));
+    }
+}
+
+fn builder(limits: &HostLimits) -> auto::Builder<Streams> {
     let header_bytes = limits.request_header_bytes.as_usize();
-    let mut builder = auto::Builder::new(TokioExecutor::new());
+    let mut builder = auto::Builder::new(Streams);
     builder
         .http1()
         .header_read_timeout(None)

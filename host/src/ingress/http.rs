@@ -20,7 +20,7 @@ use tokio_util::task::TaskTracker;
 use crate::ingress::connection;
 use crate::ingress::request::Ingress;
 use crate::limits::{ACCEPT_BACKLOG, ACCEPT_BACKOFF_MAX, WORKER_INBOX};
-use crate::runtime::instance;
+use crate::runtime::{instance, ticks};
 
 #[derive(Debug, thiserror::Error)]
 pub enum ListenError {
@@ -291,10 +291,10 @@ async fn work(ingress: Arc<Ingress>, mut accepted: mpsc::Receiver<Accepted>, clo
             next = accepted.recv() => {
                 let Some(Accepted { stream, peer, held }) = next else { break };
                 let serving = connection::serve(Arc::clone(&ingress), stream, peer, Arc::clone(&closing));
-                connections.spawn(async move {
+                connections.spawn(ticks::driving(async move {
                     serving.await;
                     drop(held);
-                });
+                }));
             }
             _ = sweep.tick() => instance::sweep_idle(Instant::now()),
         }

@@ -8,24 +8,21 @@
 //! cached file carries a code that only this data directory's key can make, and a file whose code
 //! does not fit is compiled anew.
 
-use std::cell::Cell;
 use std::collections::hash_map::DefaultHasher;
 use std::fs;
 use std::hash::{Hash as _, Hasher as _};
 use std::io::{self, Write as _};
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use hmac::{Hmac, Mac as _};
 use sha2::Sha256;
 use wasmtime::component::Component;
 use wasmtime::{Config, Engine, InstanceAllocationStrategy, PoolingAllocationConfig};
 
-use crate::limits::{
-    BACKTRACE_FRAMES_MAX, EPOCH_TICK, EPOCH_TICK_AT_REST, GUEST_STACK_BYTES_MAX, HostLimits,
-};
+use crate::limits::{BACKTRACE_FRAMES_MAX, GUEST_STACK_BYTES_MAX, HostLimits};
 use crate::name::Digest;
+use crate::runtime::ticks;
 
 /// The engines of this process and the compiled code on its disk.
 pub struct Engines {
@@ -75,7 +72,7 @@ impl Engines {
     pub fn new(limits: &HostLimits, data_dir: &Path) -> Result<Self, EngineError> {
         let plain = Engine::new(&config(limits, Kind::Plain)).map_err(EngineError::Engine)?;
         let concurrent = Engine::new(&config(limits, Kind::Concurrent)).map_err(EngineError::Engine)?;
-        tick(vec![plain.weak(), concurrent.weak()]).map_err(EngineError::Ticker)?;
+        ticks::start(vec![plain.weak(), concurrent.weak()]).map_err(EngineError::Ticker)?;
         let path = data_dir.join("compiled");
         let cache = CodeCache::open(path.clone()).map_err(|source| EngineError::Cache { path, source })?;
         Ok(Self { plain, concurrent, cache })
@@ -180,52 +177,6 @@ fn config(limits: &HostLimits, kind: Kind) -> Config {
     config
 }
 
-/// A guest has computed through a tick since the ticker looked last.
-static COMPUTING: AtomicBool = AtomicBool::new(false);
-
-/// How often the epoch has ticked.
-static TICKS: AtomicU64 = AtomicU64::new(0);
-
-thread_local! {
-    /// The tick at which the guest that this thread drives was last taken up.
-    static TAKEN_UP: Cell<u64> = const { Cell::new(0) };
-}
-
-/// A guest begins, or goes on after others had the thread.
-pub(super) fn take_up() {
-    TAKEN_UP.set(TICKS.load(Ordering::Relaxed));
-}
-
-/// Whether the guest at work has computed through a tick, and has neighbours who want their turns. One that has waited through
-/// it has not: it meets the tick as soon as it goes on.
-pub(super) fn is_computing() -> bool {
-    let is_computing = TAKEN_UP.get() != TICKS.load(Ordering::Relaxed);
-    if is_computing {
-        COMPUTING.store(true, Ordering::Relaxed);
-    }
-    is_computing
-}
-
-/// Ticks the epoch of both engines until they are gone; faster while guests compute for long.
-fn tick(engines: Vec<wasmtime::EngineWeak>) -> io::Result<()> {
-    let ticker = move || {
-        loop {
-            let is_busy = COMPUTING.swap(false, Ordering::Relaxed);
-            std::thread::sleep(if is_busy { EPOCH_TICK } else { EPOCH_TICK_AT_REST });
-            TICKS.fetch_add(1, Ordering::Relaxed);
-            let mut any = false;
-            for engine in engines.iter().filter_map(wasmtime::EngineWeak::upgrade) {
-                engine.increment_epoch();
-                any = true;
-            }
-            if !any {
-                return;
-            }
-        }
-    };
-    std::thread::Builder::new().name("epoch".to_owned()).spawn(ticker).map(drop)
-}
-
 /// The folder of compiled code, and the key that marks files as ours.
 struct CodeCache {
     folder: PathBuf,
@@ -323,29 +274,4 @@ fn read_or_make_key(path: &Path) -> io::Result<[u8; 32]> {
     file.write_all(&key)?;
     file.sync_all()?;
     Ok(key)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Other tests of the program may tick, too.
-    fn holds_between_ticks(mut condition: impl FnMut() -> bool) -> bool {
-        (0..100).any(|_| condition())
-    }
-
-    #[test]
-    fn a_guest_computes_if_the_epoch_has_ticked_since_it_was_taken_up() {
-        assert!(holds_between_ticks(|| {
-            take_up();
-            !is_computing()
-        }));
-        TICKS.fetch_add(1, Ordering::Relaxed);
-        assert!(is_computing());
-        assert!(is_computing(), "it goes on computing until others have had the thread");
-        assert!(holds_between_ticks(|| {
-            take_up();
-            !is_computing()
-        }));
-    }
 }

@@ -15,10 +15,10 @@ use wasmtime::{Store, StoreContextMut, UpdateDeadline};
 
 use crate::limits::{HOSTCALL_FUEL_BYTES, LEFTOVER_HANDLES_MAX};
 use crate::runtime::deadline::Deadline;
-use crate::runtime::engine;
 use crate::runtime::exports::Exports;
 use crate::runtime::release::{Release, Sandbox};
 use crate::runtime::state::{ResponseEnd, State};
+use crate::runtime::ticks;
 
 /// One store with one instantiated component.
 pub(super) struct Instance {
@@ -130,7 +130,7 @@ fn on_tick(mut store: StoreContextMut<'_, State>) -> wasmtime::Result<UpdateDead
     if state.deadline.has_passed(Instant::now()) {
         return Ok(UpdateDeadline::Interrupt);
     }
-    if !engine::is_computing() {
+    if !ticks::is_computing() {
         return Ok(UpdateDeadline::Continue(1));
     }
     state.ticks = state.ticks.saturating_add(1);

@@ -14,6 +14,7 @@ use crate::capability::messaging::LogError;
 use crate::capability::messaging::message::Delivery;
 use crate::ingress::http::{Thread, Threads};
 use crate::limits::CREW_INBOX;
+use crate::runtime::ticks;
 
 /// What was found out about a message.
 type Answer = Result<Found, LogError>;
@@ -94,7 +95,7 @@ async fn work(
             delivery = messages.recv() => {
                 let Some(delivery) = delivery else { return };
                 at_work.push(async {
-                    let answer = attempt.find_out(&delivery).await;
+                    let answer = ticks::driving(attempt.find_out(&delivery)).await;
                     // The queue has ended.
                     let _ = found.send((number, delivery, answer)).await;
                 });

@@ -6,16 +6,19 @@ use std::task::{Context, Poll, Waker, ready};
 use bytes::Bytes;
 use http::Response;
 use http_body::{Body as _, Frame, SizeHint};
+use tokio::task::coop;
 use wasmtime_wasi_http::WasiBody;
 
 use super::work::Work;
 use super::{CallError, Cause};
+use crate::limits::RESPONSE_TURN_BYTES;
 use crate::metrics::Failure;
 
 /// A response body that drives its guest.
 pub struct Body {
     body: Option<WasiBody>,
     sent_bytes: u64,
+    turn: Turn,
     /// What the guest said in `content-length`. A server does not ask for more than that.
     declared_bytes: Option<u64>,
     work: Option<Work>,
@@ -36,7 +39,13 @@ impl Body {
     pub(super) fn of(answered: Response<WasiBody>, work: Work) -> Response<Self> {
         let declared = answered.headers().get(http::header::CONTENT_LENGTH);
         let declared_bytes = declared.and_then(|length| length.to_str().ok()?.parse().ok());
-        answered.map(|body| Self { body: Some(body), sent_bytes: 0, declared_bytes, work: Some(work) })
+        answered.map(|body| Self {
+            body: Some(body),
+            sent_bytes: 0,
+            turn: Turn::default(),
+            declared_bytes,
+            work: Some(work),
+        })
     }
 
     /// For a response whose body must not be sent (HEAD): the guest goes on, its body is read away.
@@ -77,7 +86,9 @@ impl Body {
 
     /// Counts a piece on its way to the client.
     fn pass(&mut self, cx: &mut Context<'_>, frame: Frame<Bytes>) -> Result<Frame<Bytes>, BodyError> {
-        self.sent_bytes += frame.data_ref().map_or(0, |data| data.len() as u64);
+        let bytes = frame.data_ref().map_or(0, |data| data.len() as u64);
+        self.sent_bytes += bytes;
+        self.turn.pay(cx, bytes);
         let Some(work) = &mut self.work else { return Ok(frame) };
         if self.sent_bytes > work.sandbox().limits.response_body.get() {
             return Err(self.fail(BodyError::TooLarge));
@@ -119,10 +130,34 @@ impl Body {
     }
 }
 
+/// The bytes that are worth one of the steps that tokio lets a task take at once.
+const STEP_BYTES: u64 = RESPONSE_TURN_BYTES / 128;
+
+/// To send a large piece takes the thread longer than to send a small one. So pieces count by their size, and a task that has sent
+/// [`RESPONSE_TURN_BYTES`] lets others have their turn.
+#[derive(Default)]
+struct Turn {
+    unpaid_bytes: u64,
+}
+
+impl Turn {
+    fn pay(&mut self, cx: &mut Context<'_>, bytes: u64) {
+        self.unpaid_bytes += bytes;
+        while self.unpaid_bytes >= STEP_BYTES {
+            self.unpaid_bytes -= STEP_BYTES;
+            match coop::poll_proceed(cx) {
+                Poll::Ready(step) => step.made_progress(),
+                // It has nothing left to pay with.
+                Poll::Pending => self.unpaid_bytes = 0,
+            }
+        }
+    }
+}
+
 /// The guest is done, and what it has left behind does not come. Either it never ends, or this task has had its
 /// share of the thread, and then everything seems to be pending until the next poll.
 fn left_behind(cx: &Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-    if tokio::task::coop::has_budget_remaining() {
+    if coop::has_budget_remaining() {
         return Poll::Ready(Some(Err(BodyError::Call(CallError::NoAnswer))));
     }
     cx.waker().wake_by_ref();
@@ -168,6 +203,29 @@ impl Drop for Body {
             work.finish_alone(self.body.take());
         } else if !work.is_over() {
             work.sandbox().metrics.failed(Failure::Cancelled);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Whether a task may go on that has sent so many pieces of so many bytes.
+    async fn may_go_on_after(pieces: u64, bytes: u64) -> bool {
+        let send = std::future::poll_fn(move |cx| {
+            let mut turn = Turn::default();
+            (0..pieces).for_each(|_| turn.pay(cx, bytes));
+            Poll::Ready(coop::has_budget_remaining())
+        });
+        tokio::spawn(send).await.expect("it does not panic")
+    }
+
+    #[tokio::test]
+    async fn a_task_that_has_sent_much_lets_others_have_their_turn_whatever_the_pieces() {
+        for bytes in [STEP_BYTES / 4, STEP_BYTES, RESPONSE_TURN_BYTES / 8, RESPONSE_TURN_BYTES] {
+            assert!(!may_go_on_after(RESPONSE_TURN_BYTES / bytes, bytes).await, "{bytes}");
+            assert!(may_go_on_after(RESPONSE_TURN_BYTES / bytes - 1, bytes).await, "{bytes}");
         }
     }
 }

@@ -13,7 +13,6 @@ use std::task::{Context, Poll, Wake, Waker};
 use futures_util::task::AtomicWaker;
 
 use crate::limits::GUEST_TURNS_MAX;
-use crate::runtime::engine;
 
 /// Polls a guest, and again while it wakes itself.
 pub(super) struct Turns {
@@ -47,7 +46,6 @@ impl Turns {
     ) -> Poll<T> {
         let relay = &*self.relay;
         relay.task.register(cx.waker());
-        engine::take_up();
         for _ in 0..GUEST_TURNS_MAX {
             relay.state.store(POLLED, Ordering::Release);
             let polled = poll(&mut Context::from_waker(&self.waker));

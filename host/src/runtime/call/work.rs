@@ -12,6 +12,7 @@ use super::{CallError, Held};
 use crate::runtime::deadline::{Deadline, Watch};
 use crate::runtime::release::Sandbox;
 use crate::runtime::state::ResponseEnd;
+use crate::runtime::ticks;
 
 type Guest = Pin<Box<dyn Future<Output = Result<(), CallError>> + Send>>;
 
@@ -112,7 +113,7 @@ impl Work {
             }
         };
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-            runtime.spawn(task);
+            runtime.spawn(ticks::driving(task));
         }
     }
 
