@@ -114,6 +114,8 @@ pub struct Instances {
     pub policy: Policy,
     /// Instances of the service alive at the same time.
     pub max: u32,
+    /// Requests that one instance works on at the same time.
+    pub concurrency: u32,
     /// An instance without a request for that long is dropped.
     pub idle: Span,
     /// An instance that has served that many requests is dropped.
@@ -122,7 +124,13 @@ pub struct Instances {
 
 impl Default for Instances {
     fn default() -> Self {
-        Self { policy: Policy::Reuse, max: 256, idle: Span::seconds(60), retire_after: 10_000 }
+        Self {
+            policy: Policy::Reuse,
+            max: 256,
+            concurrency: 1,
+            idle: Span::seconds(60),
+            retire_after: 10_000,
+        }
     }
 }
 
@@ -154,7 +162,7 @@ const SHAPE: Shape = Shape::Table(&[
     ("outbound", Shape::Keys(&["allow"])),
     ("settings", Shape::Map(&Shape::Value)),
     ("secrets", Shape::Map(&Shape::Table(&[("env", Shape::Value)]))),
-    ("instances", Shape::Keys(&["policy", "max", "idle", "retire_after"])),
+    ("instances", Shape::Keys(&["policy", "max", "concurrency", "idle", "retire_after"])),
     ("limits", Shape::Keys(ServiceLimits::KEYS)),
     ("database", Shape::Keys(&["migrations"])),
     ("messaging", Shape::Keys(&["publish"])),
@@ -270,7 +278,13 @@ impl Manifest {
     }
 
     fn check_instances(&self, document: &Document<'_>) -> Result<(), StrictError> {
-        document.check_limits("instances", &self.instances, &[])
+        document.check_limits("instances", &self.instances, &[])?;
+        let Instances { policy, concurrency, .. } = self.instances;
+        if policy == Policy::Fresh && concurrency > 1 {
+            let problem = "with the policy `fresh` each request has an instance of its own; take `reuse`, or leave this out";
+            return Err(document.refuse(&["instances", "concurrency"], problem));
+        }
+        Ok(())
     }
 }
 

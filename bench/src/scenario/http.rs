@@ -45,6 +45,9 @@ pub struct Options {
     without_wasmtime: bool,
 }
 
+/// Requests that `wasmtime serve` lets into one instance of WASI 0.3 by default.
+const SHARED_BY: u32 = 16;
+
 /// One server and the figures of its turns.
 struct Contender {
     name: &'static str,
@@ -80,6 +83,9 @@ const BARS: &[Bar] = &[
     Bar { name: "Stoa 0.3 reuse", than: HYPER, bar: 0.30 },
     Bar { name: "Stoa 0.3 reuse", than: "wasmtime 0.3", bar: 1.8 },
     Bar { name: "Stoa 0.3 reuse", than: "wasmtime 0.3 reuse", bar: 1.1 },
+    Bar { name: "Stoa 0.3 shared", than: HYPER, bar: 0.30 },
+    Bar { name: "Stoa 0.3 shared", than: "wasmtime 0.3", bar: 1.8 },
+    Bar { name: "Stoa 0.3 shared", than: "wasmtime 0.3 reuse", bar: 1.1 },
     Bar { name: "Stoa 0.3 fresh", than: "wasmtime 0.3 fresh", bar: 1.0 },
 ];
 
@@ -89,7 +95,7 @@ pub fn run(options: &Options) -> Result<()> {
     let mut contenders = start_all(options, &folder, &report)?;
     report.note(&format!(
         "{} interleaved turns of {} s per row; medians of the turns, latencies of all turns together. `0.2` and `0.3` \
-         are the WASI release of the guest. `wasmtime` rows have its default setting, but for `reuse` (`{}`) and \
+         are the WASI release of the guest. `shared` lets {SHARED_BY} requests into an instance, as `wasmtime serve` 0.3 does by default. `wasmtime` rows have its default setting, but for `reuse` (`{}`) and \
          `fresh` (`{}`). Ratios above 1 mean: better than the one it is compared with.",
         options.rounds,
         options.seconds,
@@ -140,14 +146,17 @@ fn start_all(options: &Options, folder: &TempDir, report: &Report) -> Result<Vec
             eprintln!("WARNING: no `wasmtime` found, its rows are LEFT OUT. To have them, {WASMTIME_ADVICE}");
         }
     }
-    for (name, peer, guest, path, policy) in [
-        ("Stoa 0.2 reuse", "wasmtime 0.2", P2_HELLO, "/p2-reuse", "reuse"),
-        ("Stoa 0.2 fresh", "wasmtime 0.2", P2_HELLO, "/p2-fresh", "fresh"),
-        ("Stoa 0.3 reuse", "wasmtime 0.3", HELLO, "/p3-reuse", "reuse"),
-        ("Stoa 0.3 fresh", "wasmtime 0.3", HELLO, "/p3-fresh", "fresh"),
+    let fresh = "policy = \"fresh\"".to_owned();
+    let shared = format!("concurrency = {SHARED_BY}");
+    for (name, peer, guest, path, keys) in [
+        ("Stoa 0.2 reuse", "wasmtime 0.2", P2_HELLO, "/p2-reuse", ""),
+        ("Stoa 0.2 fresh", "wasmtime 0.2", P2_HELLO, "/p2-fresh", &fresh),
+        ("Stoa 0.3 reuse", "wasmtime 0.3", HELLO, "/p3-reuse", ""),
+        ("Stoa 0.3 shared", "wasmtime 0.3", HELLO, "/p3-shared", &shared),
+        ("Stoa 0.3 fresh", "wasmtime 0.3", HELLO, "/p3-fresh", &fresh),
     ] {
         let home = Home::new()?;
-        let tables = format!("[instances]\npolicy = \"{policy}\"\n");
+        let tables = format!("[instances]\n{keys}\n");
         let bundle = Bundle::new("hello", options.places.component(guest)?, &[path], &tables);
         let stoa = Stoa::start(&options.places, &home, &[bundle], "")?;
         contenders.push(Contender::new(name, Some(peer), path, stoa.http, stoa.server, Some(home))?);

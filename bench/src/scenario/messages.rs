@@ -39,6 +39,9 @@ pub struct Options {
     /// Bytes of a message's body
     #[arg(long, default_value_t = 256)]
     bytes: usize,
+    /// Requests that one instance of the guest works on at the same time
+    #[arg(long, default_value_t = 1)]
+    concurrency: u32,
     /// Messages published one at a time, for the latency
     #[arg(long, default_value_t = 500)]
     alone: usize,
@@ -122,10 +125,15 @@ pub fn run(options: &Options) -> Result<()> {
     };
     report.note(&format!(
         "{} interleaved turns of {} s, {} connections whose requests publish messages of {} bytes, each durable before the next \
-         one or the answer ({log}); they are handled while more are published. Medians of the turns. The native program is axum \
+         one or the answer ({log}); an instance of the guest works on {} at the same time; they are handled while more are published. Medians of the turns. The native program is axum \
          and {native}. The lag is that from publishing to handling of {} messages one after the other. Ratios above 1 mean: \
          Stoa is better.",
-        options.rounds, options.seconds, options.connections, options.bytes, options.alone
+        options.rounds,
+        options.seconds,
+        options.connections,
+        options.bytes,
+        options.concurrency,
+        options.alone
     ));
     let home = Home::new()?;
     let mut contenders = start(options, &home, streams.as_ref())?;
@@ -175,7 +183,8 @@ fn judge(stoa: &Row, native: &Row, report: &mut Report) {
 
 fn start(options: &Options, home: &Home, streams: Option<&Streams>) -> Result<[Contender; 2]> {
     let routes = ["/publish", "/burst", "/lags", "/health"];
-    let bundle = Bundle::new(SERVICE, options.places.component(MESSAGES_BENCH)?, &routes, TABLES);
+    let tables = format!("{TABLES}[instances]\nconcurrency = {}\n", options.concurrency);
+    let bundle = Bundle::new(SERVICE, options.places.component(MESSAGES_BENCH)?, &routes, &tables);
     let config = streams.map(Streams::config).unwrap_or_default();
     let stoa = Stoa::start(&options.places, home, &[bundle], &config)?;
     let stream = streams.map(|streams| (streams.url(), streams.name("native")));

@@ -20,7 +20,7 @@ use tokio_util::task::TaskTracker;
 use crate::ingress::connection;
 use crate::ingress::request::Ingress;
 use crate::limits::{ACCEPT_BACKLOG, ACCEPT_BACKOFF_MAX, WORKER_INBOX};
-use crate::runtime::{instance, ticks};
+use crate::runtime::{call, instance, ticks};
 
 #[derive(Debug, thiserror::Error)]
 pub enum ListenError {
@@ -274,7 +274,7 @@ fn start_worker(
             let _ = finish.send(());
             end.cancelled().await;
         });
-        instance::let_idle_go();
+        call::let_idle_go();
         runtime.shutdown_timeout(Duration::from_millis(100));
     })?;
     Ok(Worker { runtime: handle, inbox, open: Arc::new(AtomicUsize::new(0)), thread, finished })
@@ -296,7 +296,7 @@ async fn work(ingress: Arc<Ingress>, mut accepted: mpsc::Receiver<Accepted>, clo
                     drop(held);
                 }));
             }
-            _ = sweep.tick() => instance::sweep_idle(Instant::now()),
+            _ = sweep.tick() => call::sweep_idle(Instant::now()),
         }
     }
     connections.close();

@@ -36,8 +36,9 @@ strict = true
 card_key = { env = "CARD_KEY" }
 
 [instances]
-policy = "fresh"
+policy = "reuse"
 max = 8
+concurrency = 16
 idle = "5s"
 retire_after = 3
 
@@ -69,7 +70,8 @@ fn every_key_is_read() -> anyhow::Result<()> {
     let settings: Vec<_> = manifest.settings.iter().map(|(key, value)| format!("{key}={value}")).collect();
     assert_eq!(settings, ["currency=EUR", "page=20", "rate=0.5", "strict=true"]);
     assert_eq!(manifest.secrets.get("card_key").map(|secret| secret.env.as_str()), Some("CARD_KEY"));
-    let instances = Instances { policy: Policy::Fresh, max: 8, idle: Span::seconds(5), retire_after: 3 };
+    let instances =
+        Instances { policy: Policy::Reuse, max: 8, concurrency: 16, idle: Span::seconds(5), retire_after: 3 };
     assert_eq!(manifest.instances, instances);
     assert_eq!(
         (manifest.limits.memory, manifest.limits.request_timeout),
@@ -229,6 +231,12 @@ fn wrong_values_are_refused_with_line_and_key() {
         "[instances]\nmax=0",
         "line 4: `instances.max`: zero would serve nothing; leave it out for the default",
     );
+    check("[instances]\npolicy='fresh'", "accepted");
+    check(
+        "[instances]\npolicy='fresh'\nconcurrency=2",
+        "line 5: `instances.concurrency`: with the policy `fresh` each request has an instance of its own; take `reuse`, or leave this out",
+    );
+    check("[instances]\npolicy='fresh'\nconcurrency=1", "accepted");
     check("[instances]\nmax=-1", "line 4: `instances.max`: invalid value: integer `-1`, expected u32");
     check(
         "[limits]\nconcurrency=0",

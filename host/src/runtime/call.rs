@@ -8,10 +8,12 @@
 mod body;
 mod guest;
 mod message;
+mod shared;
 mod turns;
 mod work;
 
 use std::ops::Deref;
+use std::pin::Pin;
 use std::task::Poll;
 use std::time::Instant;
 
@@ -24,7 +26,7 @@ pub use self::message::{Handling, handle};
 use self::work::Work;
 use crate::blame::Blame;
 use crate::metrics::Failure;
-use crate::runtime::instance::{Instance, let_idle_go, take_idle};
+use crate::runtime::instance::{self, Instance, has_pool, take_idle};
 use crate::runtime::release::Release;
 
 /// Why a call did not end well. `Display` never contains the guest's own words.
@@ -81,7 +83,7 @@ impl CallError {
 }
 
 /// The release, and what else must live as long as the guest is at work for the call: the permit.
-pub type Held = Box<dyn Deref<Target = Release> + Send>;
+pub type Held = Box<dyn Deref<Target = Release> + Send + Sync>;
 
 type Head = Result<Response<WasiBody>, CallError>;
 
@@ -92,6 +94,39 @@ type Head = Result<Response<WasiBody>, CallError>;
 /// # Errors
 /// When the guest failed before it answered.
 pub async fn call(held: Held, request: Request<WasiBody>) -> Result<Response<Body>, CallError> {
+    let (head_sender, mut head) = oneshot::channel();
+    let mut work = match held.is_shared() && has_pool() {
+        true => shared::begin(held, request, head_sender).await?,
+        false => begin(held, request, head_sender).await?,
+    };
+    let answered = std::future::poll_fn(|cx| {
+        let ended = work.poll(cx);
+        // Where the guest is driven here, an answer comes out of the poll above and needs not wake the task.
+        let answer = match work.is_shared() {
+            // One that was dropped says nothing; why it was is what `work` says.
+            true if head.is_terminated() => Poll::Pending,
+            true => Pin::new(&mut head).poll(cx).map(Result::ok),
+            false => head.try_recv().map_or(Poll::Pending, |head| Poll::Ready(Some(head))),
+        };
+        match (answer, ended) {
+            // Nothing was sent yet, so the client can still be told.
+            (_, Poll::Ready(Err(error))) => Poll::Ready(Err(error)),
+            (Poll::Ready(Some(head)), _) => Poll::Ready(head),
+            (_, Poll::Ready(Ok(()))) => Poll::Ready(Err(CallError::NoAnswer)),
+            (_, Poll::Pending) => Poll::Pending,
+        }
+    })
+    .await?;
+    work.extend();
+    Ok(Body::of(answered, work))
+}
+
+/// Starts a call in an instance of its own.
+async fn begin(
+    held: Held,
+    request: Request<WasiBody>,
+    head: oneshot::Sender<Head>,
+) -> Result<Work, CallError> {
     let mut instance = take_or_make(&held).await?;
     let (now, sandbox) = (Instant::now(), &held.sandbox);
     instance.begin(now + sandbox.request_timeout());
@@ -99,23 +134,9 @@ pub async fn call(held: Held, request: Request<WasiBody>) -> Result<Response<Bod
         instance.store.data_mut().answer(request.headers());
     }
     let over_at = now + sandbox.limits.response_timeout.get();
-    let (head_sender, mut head) = oneshot::channel();
     let handles = instance.handles();
-    let guest = guest::run(instance, request, head_sender, held.reuses());
-    let mut work = Work::begin(handles, guest, held, over_at);
-    let answered = std::future::poll_fn(|cx| {
-        let ended = work.poll(cx);
-        match (head.try_recv(), ended) {
-            // Nothing was sent yet, so the client can still be told.
-            (_, Poll::Ready(Err(error))) => Poll::Ready(Err(error)),
-            (Ok(head), _) => Poll::Ready(head),
-            (Err(_), Poll::Ready(Ok(()))) => Poll::Ready(Err(CallError::NoAnswer)),
-            (Err(_), Poll::Pending) => Poll::Pending,
-        }
-    })
-    .await?;
-    work.extend();
-    Ok(Body::of(answered, work))
+    let guest = guest::run(instance, request, head, held.reuses());
+    Ok(Work::begin(handles, guest, held, over_at))
 }
 
 /// An instance for a call: an idle one of this thread, or a new one.
@@ -131,6 +152,8 @@ async fn make(release: &Release) -> Result<Instance, CallError> {
     match Instance::make(release).await.map_err(|error| start_error(&error)) {
         Err(CallError::NoRoom(_)) => {
             let_idle_go();
+            // Those that are shared end as tasks of their own.
+            tokio::task::yield_now().await;
             Instance::make(release).await.map_err(|error| start_error(&error))
         }
         made => made,
@@ -145,6 +168,18 @@ fn start_error(error: &wasmtime::Error) -> CallError {
         Some(wasmtime::Trap::Interrupt) => CallError::Timeout,
         _ => CallError::Start(Cause::of(error)),
     }
+}
+
+/// Drops instances of this thread that have waited too long for a request, or whose release is retired.
+pub fn sweep_idle(now: Instant) {
+    instance::sweep_idle(now);
+    shared::sweep_idle(now);
+}
+
+/// Drops all idle instances of this thread: the host is full, or the thread is about to end.
+pub fn let_idle_go() {
+    instance::let_idle_go();
+    shared::let_idle_go();
 }
 
 /// Makes one instance and lets it go: what a deploy does to see that the release starts at all.

@@ -18,6 +18,8 @@ use tokio::time::Sleep;
 #[derive(Clone)]
 pub struct Deadline {
     at: Arc<AtomicU64>,
+    /// That of the instance, if it works on several calls: the last of theirs.
+    last: Option<Arc<AtomicU64>>,
     /// Set for all calls of a release at once, when its drain has taken too long.
     ended: Arc<AtomicBool>,
 }
@@ -33,11 +35,21 @@ fn micros_since_start(at: Instant) -> u64 {
 
 impl Deadline {
     pub fn new(ended: Arc<AtomicBool>) -> Self {
-        Self { at: Arc::new(AtomicU64::new(u64::MAX)), ended }
+        Self { at: Arc::new(AtomicU64::new(u64::MAX)), last: None, ended }
+    }
+
+    /// That of one of several calls of an instance. This one is not before any of theirs.
+    pub fn share(&self) -> Self {
+        let at = Arc::new(AtomicU64::new(u64::MAX));
+        Self { at, last: Some(Arc::clone(&self.at)), ended: Arc::clone(&self.ended) }
     }
 
     pub fn set(&self, at: Instant) {
-        self.at.store(micros_since_start(at), Ordering::Relaxed);
+        let micros = micros_since_start(at);
+        self.at.store(micros, Ordering::Relaxed);
+        if let Some(last) = &self.last {
+            last.fetch_max(micros, Ordering::Relaxed);
+        }
     }
 
     pub fn has_passed(&self, now: Instant) -> bool {
@@ -60,9 +72,17 @@ pub struct Watch {
 impl Watch {
     /// Ready once the deadline has passed.
     pub fn poll_passed(&mut self, deadline: &Deadline, cx: &mut Context<'_>) -> Poll<()> {
-        let timer = self.timer.get_or_insert_with(|| {
-            Box::pin(tokio::time::sleep_until(deadline.next_check(Instant::now()).into()))
-        });
+        let timer = match &mut self.timer {
+            Some(timer) => timer,
+            None => {
+                let now = Instant::now();
+                // A timer would take a moment to say so.
+                if deadline.has_passed(now) {
+                    return Poll::Ready(());
+                }
+                self.timer.insert(Box::pin(tokio::time::sleep_until(deadline.next_check(now).into())))
+            }
+        };
         loop {
             if timer.as_mut().poll(cx).is_pending() {
                 return Poll::Pending;

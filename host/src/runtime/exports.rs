@@ -83,6 +83,11 @@ impl Found {
         Ok(Self { http, messages })
     }
 
+    /// Whether an instance can work on several requests at the same time.
+    pub const fn may_be_shared(&self) -> bool {
+        matches!(self.http, Some(FoundHttp::P3(_)) | None)
+    }
+
     /// The exports of an instance.
     pub fn load(&self, store: &mut Store<State>, instance: &Instance) -> wasmtime::Result<Exports> {
         let http = match &self.http {

@@ -11,7 +11,7 @@ use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use tokio::sync::{Semaphore, oneshot};
-use wasmtime::{Store, StoreContextMut, UpdateDeadline};
+use wasmtime::{AsContextMut as _, Store, StoreContextMut, UpdateDeadline};
 
 use crate::limits::{HOSTCALL_FUEL_BYTES, LEFTOVER_HANDLES_MAX};
 use crate::runtime::deadline::Deadline;
@@ -77,7 +77,7 @@ impl Instance {
     pub(super) fn recycle(mut self) {
         self.served += 1;
         self.store.data_mut().end();
-        let is_spent = self.is_cluttered() || self.is_exhausted();
+        let is_spent = is_cluttered(self.store.as_context_mut(), &self.counted.0) || self.is_exhausted();
         let sandbox = &self.counted.0;
         let is_wanted =
             self.served < sandbox.instances.retire_after && !sandbox.retired.load(Ordering::Acquire);
@@ -92,21 +92,6 @@ impl Instance {
 }
 
 impl Instance {
-    /// Whether the guest keeps so many handles of past requests that its table would be full some day. None can be
-    /// taken from it: the number would be given out again, and the guest may still use it.
-    fn is_cluttered(&mut self) -> bool {
-        let concurrent = self.store.concurrent_resource_table().map_or(0, |table| table.iter_mut().count());
-        let left_over = self.store.data_mut().handles() + concurrent;
-        let sandbox = &self.counted.0;
-        let entries = usize::try_from(sandbox.limits.table_entries).unwrap_or(usize::MAX);
-        if left_over <= LEFTOVER_HANDLES_MAX.min(entries / 2) {
-            return false;
-        }
-        let (service, release) = (sandbox.service.as_str(), sandbox.release.short());
-        tracing::debug!(service, release, left_over, "an instance keeps too many handles to be used again");
-        true
-    }
-
     /// Whether the guest is at the end of its memory. What a request took for a while, it has not given back to the host; what it
     /// leaks would fail every request from now on.
     fn is_exhausted(&self) -> bool {
@@ -122,6 +107,24 @@ impl Instance {
         }
         is_exhausted
     }
+}
+
+/// Handles that the guest has not given back.
+pub(super) fn left_over(mut store: StoreContextMut<'_, State>) -> usize {
+    let concurrent = store.concurrent_resource_table().map_or(0, |table| table.iter_mut().count());
+    store.data_mut().handles() + concurrent
+}
+
+/// Whether the guest keeps so many handles of past requests that its table would be full some day. None can be
+/// taken from it: the number would be given out again, and the guest may still use it.
+pub(super) fn is_cluttered(store: StoreContextMut<'_, State>, sandbox: &Sandbox) -> bool {
+    let left_over = left_over(store);
+    if left_over <= LEFTOVER_HANDLES_MAX.min(sandbox.table_entries() / 2) {
+        return false;
+    }
+    let (service, release) = (sandbox.service.as_str(), sandbox.release.short());
+    tracing::debug!(service, release, left_over, "an instance keeps too many handles to be used again");
+    true
 }
 
 /// Runs at the first tick of the epoch that a guest meets since it began or since this ran.
@@ -194,6 +197,11 @@ pub fn serve_on_this_thread() {
     WORKER.set(Some(Worker { idle: HashMap::new(), turns: Arc::new(Semaphore::new(1)) }));
 }
 
+/// Whether instances are kept on this thread.
+pub(super) fn has_pool() -> bool {
+    WORKER.with_borrow(Option::is_some)
+}
+
 /// Takes the most recently used idle instance of a release from this thread's pool.
 pub(super) fn take_idle(release: &Release) -> Option<Instance> {
     WORKER
@@ -202,7 +210,7 @@ pub(super) fn take_idle(release: &Release) -> Option<Instance> {
 }
 
 /// Drops idle instances that have waited too long or whose release is retired, on this thread.
-pub fn sweep_idle(now: Instant) {
+pub(super) fn sweep_idle(now: Instant) {
     // Dropped outside of the borrow: a store's drop may run host code.
     let mut gone = Vec::new();
     WORKER.with_borrow_mut(|worker| {
@@ -222,7 +230,7 @@ pub fn sweep_idle(now: Instant) {
 }
 
 /// Drops all idle instances of this thread: the host is full, or the thread is about to end.
-pub fn let_idle_go() {
+pub(super) fn let_idle_go() {
     // Dropped outside of the borrow: a store's drop may run host code.
     let gone =
         WORKER.with_borrow_mut(|worker| worker.as_mut().map(|worker| std::mem::take(&mut worker.idle)));

@@ -91,6 +91,11 @@ pub enum LinkError {
          it exports: {0}"
     )]
     NoMessageHandler(String),
+    #[error(
+        "`[instances]` has a `concurrency`, and the component does not export `wasi:http/handler@0.3`: only such a one can work on \
+         several requests at the same time; remove the key, or build the component for WASI 0.3"
+    )]
+    NotShared,
     #[error("offer the WASI interfaces: {0:#}")]
     Linker(wasmtime::Error),
 }
@@ -121,7 +126,11 @@ impl Release {
         let wanted = Wanted { requests: spec.has_routes, messages: !spec.subscriptions.is_empty() };
         let exports = Found::of(component, &pre, wanted)?;
         let limits = &spec.limits;
-        let at_work_max = limits.concurrency.min(spec.instances.max);
+        if spec.instances.concurrency > 1 && !exports.may_be_shared() {
+            return Err(LinkError::NotShared);
+        }
+        let at_work_max =
+            limits.concurrency.min(spec.instances.max.saturating_mul(spec.instances.concurrency));
         let gate = Gate::new(at_work_max, limits.queue, limits.queue_timeout.get());
         let sandbox = Arc::new(Sandbox {
             service: spec.service,
@@ -155,6 +164,11 @@ impl Release {
         self.sandbox.instances.policy == Policy::Reuse
     }
 
+    /// Whether an instance works on several requests at the same time.
+    pub(super) fn is_shared(&self) -> bool {
+        self.sandbox.instances.concurrency > 1
+    }
+
     /// Lets idle instances go; calls at work go on.
     pub fn retire(&self) {
         self.sandbox.retired.store(true, Ordering::Release);
@@ -170,6 +184,12 @@ impl Release {
 impl Sandbox {
     pub(super) fn output(&self, stream: GuestStream) -> GuestOutput {
         GuestOutput::new(self.service.clone(), self.release.clone(), stream, self.limits.log_bytes)
+    }
+
+    /// Handles that an instance may hold.
+    pub(super) fn table_entries(&self) -> usize {
+        let entries = self.limits.table_entries.saturating_mul(self.instances.concurrency);
+        usize::try_from(entries).unwrap_or(usize::MAX)
     }
 
     pub fn request_timeout(&self) -> Duration {

@@ -1,5 +1,6 @@
 //! What one instance carries: its WASI context, its handles, its limits and its outbound HTTP.
 
+use std::collections::HashMap;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -9,7 +10,7 @@ use std::time::Instant;
 use bytes::Bytes;
 use futures_util::task::AtomicWaker;
 use tokio::io::AsyncWrite;
-use wasmtime::component::ResourceTable;
+use wasmtime::component::{GuestTaskId, ResourceTable};
 use wasmtime_wasi::cli::{IsTerminal, StdoutStream};
 use wasmtime_wasi::p2::{OutputStream, Pollable, StreamError};
 use wasmtime_wasi::{WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
@@ -45,6 +46,8 @@ pub struct State {
     pub(super) deadline: Deadline,
     /// Epoch ticks that the call at work has computed through.
     pub(super) ticks: u32,
+    /// What each call of a shared instance hands on to the messages that it publishes, and some that have ended.
+    pub(super) calls: HashMap<GuestTaskId, Origin>,
     /// When nobody waits for the response of the call at work any more.
     pub(super) response_end: ResponseEnd,
 }
@@ -65,10 +68,20 @@ impl ResponseEnd {
         self.0.1.take().map(Waker::wake).is_some()
     }
 
+    pub fn is_told(&self) -> bool {
+        self.0.0.load(Ordering::Acquire)
+    }
+
     pub fn poll(&self, cx: &mut Context<'_>) -> Poll<()> {
         self.0.1.register(cx.waker());
-        if self.0.0.load(Ordering::Acquire) { Poll::Ready(()) } else { Poll::Pending }
+        if self.is_told() { Poll::Ready(()) } else { Poll::Pending }
     }
+}
+
+/// What a request hands on to the messages that are published for it.
+pub(super) fn origin(headers: &http::HeaderMap) -> Origin {
+    let text = |name| Some(headers.get(name)?.to_str().ok()?.to_owned());
+    Origin { request_id: text(REQUEST_ID), trace: text(TRACE), hops: 0 }
 }
 
 /// Bytes of one chunk that a guest hands to the host at a time.
@@ -90,7 +103,7 @@ impl State {
             .allow_ip_name_lookup(false)
             .max_random_size(RANDOM_BYTES_MAX);
         let mut table = ResourceTable::new();
-        table.set_max_capacity(usize::try_from(sandbox.limits.table_entries).unwrap_or(usize::MAX));
+        table.set_max_capacity(sandbox.table_entries());
         let mut http = WasiHttpCtx::new();
         http.set_field_size_limit(sandbox.limits.header_bytes.as_usize());
         Self {
@@ -98,12 +111,13 @@ impl State {
             http,
             table,
             hooks: Hooks { outbound: Arc::clone(&sandbox.outbound), has_fetched: false },
-            sql: Session::new(sandbox.database.clone()),
+            sql: Session::new(sandbox.database.clone(), sandbox.instances.concurrency),
             publisher: sandbox.publisher.clone(),
             origin: Origin::default(),
             limiter: Limiter::new(sandbox.limits.memory.as_usize()),
             deadline: Deadline::new(Arc::clone(&sandbox.ended)),
             ticks: 0,
+            calls: HashMap::new(),
             response_end: ResponseEnd::default(),
         }
     }
@@ -118,8 +132,7 @@ impl State {
 
     /// The call answers a request.
     pub(super) fn answer(&mut self, headers: &http::HeaderMap) {
-        let text = |name| Some(headers.get(name)?.to_str().ok()?.to_owned());
-        self.origin = Origin { request_id: text(REQUEST_ID), trace: text(TRACE), hops: 0 };
+        self.origin = origin(headers);
     }
 
     /// The call handles a message.
@@ -164,7 +177,12 @@ impl HasSql for State {
 
 impl HasMessaging for State {
     fn messaging(&mut self) -> MessagingView<'_> {
-        MessagingView { publisher: self.publisher.as_ref(), origin: &self.origin, table: &mut self.table }
+        MessagingView {
+            publisher: self.publisher.as_ref(),
+            origin: &self.origin,
+            calls: &self.calls,
+            table: &mut self.table,
+        }
     }
 }
 

@@ -27,6 +27,7 @@ mod hostile_clients;
 mod hostile_guests;
 mod limits;
 mod outbound;
+mod shared;
 
 mod messaging;
 mod sql;

@@ -16,7 +16,7 @@ pub use bundle::{Bundle, fixture_path};
 pub use client::{Answer, Body, Connection, channel, empty, full, request};
 pub use gate::Gate;
 pub use host::{Host, Refusal, Setup};
-pub use process::{die_with_this_thread, run, stoa};
+pub use process::{die_with_this_thread, run, signal, stoa};
 pub use raw::Raw;
 
 /// How long anything may take that is not about time. Generous: the machine may be busy with other tests.

@@ -1,8 +1,10 @@
 //! The host functions of both interfaces of the contract.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
-use wasmtime::component::{Accessor, HasData, Linker, Resource, ResourceTable};
+use wasmtime::AsContextMut as _;
+use wasmtime::component::{Accessor, GuestTaskId, HasData, Linker, Resource, ResourceTable};
 
 use super::bindings::{self, Draft, Error, blocking_producer, producer};
 use super::publisher::{Origin, Publisher};
@@ -12,6 +14,8 @@ use crate::capability::sql::session::{Target, Transaction};
 pub struct MessagingView<'a> {
     pub publisher: Option<&'a Arc<Publisher>>,
     pub origin: &'a Origin,
+    /// The same of each call, where there are several.
+    pub calls: &'a HashMap<GuestTaskId, Origin>,
     pub table: &'a mut ResourceTable,
 }
 
@@ -64,6 +68,19 @@ impl Producer {
     }
 }
 
+/// What publishing needs, for the call that asks for it.
+fn producer<T: HasMessaging + 'static>(store: &Accessor<T, Messaging>) -> wasmtime::Result<Producer> {
+    store.with(|mut store| {
+        if store.get().calls.is_empty() {
+            return Ok(store.get().producer());
+        }
+        let call = store.as_context_mut().async_call_stack()?.last();
+        let view = store.get();
+        let origin = call.and_then(|call| view.calls.get(&call)).cloned().unwrap_or_default();
+        Ok(Producer { origin, ..view.producer() })
+    })
+}
+
 impl MessagingView<'_> {
     fn producer(&self) -> Producer {
         Producer { publisher: self.publisher.cloned(), origin: self.origin.clone() }
@@ -80,7 +97,7 @@ impl producer::Host for MessagingView<'_> {}
 
 impl<T: HasMessaging + 'static> producer::HostWithStore<T> for Messaging {
     async fn publish(store: &Accessor<T, Self>, draft: Draft) -> Answer<String> {
-        store.with(|mut store| store.get().producer()).publish(draft).await
+        producer(store)?.publish(draft).await
     }
 
     async fn publish_in(
@@ -88,11 +105,8 @@ impl<T: HasMessaging + 'static> producer::HostWithStore<T> for Messaging {
         transaction: Resource<Transaction>,
         draft: Draft,
     ) -> Answer<String> {
-        let (producer, target) = store.with(|mut store| {
-            let view = store.get();
-            (view.producer(), view.target(&transaction))
-        });
-        producer.publish_in(target?, draft).await
+        let target = store.with(|mut store| store.get().target(&transaction))?;
+        producer(store)?.publish_in(target, draft).await
     }
 }
 

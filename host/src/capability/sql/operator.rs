@@ -24,7 +24,7 @@ pub struct Answer {
 /// What the database says, in words.
 pub async fn ask(database: &Arc<Database>, statement: String, write: bool) -> Result<Answer, Words> {
     let access = if write { Access::ReadWrite } else { Access::ReadOnly };
-    let session = Session::new(Some(Arc::clone(database)));
+    let session = Session::new(Some(Arc::clone(database)), 1);
     let transaction = session.opening().map_err(Words)?.begin(access).await.map_err(Words)?;
     let (table, changed) = transaction.target().fetch_counted(statement, Vec::new()).await.map_err(Words)?;
     transaction.target().end(true).await.map_err(Words)?;

@@ -26,6 +26,8 @@ pub struct Session {
     /// The same of results that are read as they come.
     streams: Vec<Weak<Feeding>>,
     count: Arc<AtomicU32>,
+    /// Requests that the instance works on at the same time.
+    requests: u32,
     /// The message that the call at work handles.
     receipt: Option<Arc<Receipt>>,
 }
@@ -75,8 +77,9 @@ enum Place {
 }
 
 impl Session {
-    pub fn new(database: Option<Arc<Database>>) -> Self {
-        Self { database, open: Vec::new(), streams: Vec::new(), count: Arc::default(), receipt: None }
+    pub fn new(database: Option<Arc<Database>>, requests: u32) -> Self {
+        let (open, streams) = (Vec::new(), Vec::new());
+        Self { database, open, streams, count: Arc::default(), requests, receipt: None }
     }
 
     /// A statement that is a transaction of its own.
@@ -95,7 +98,7 @@ impl Session {
         let database = self.database()?;
         let before = self.count.fetch_add(1, Ordering::AcqRel);
         let counted = Counted(Arc::clone(&self.count));
-        if before >= database.limits().sql_transactions {
+        if before >= database.limits().sql_transactions.saturating_mul(self.requests) {
             return Err(Error::TooManyTransactions);
         }
         Ok(Opening { database, counted, receipt: self.receipt.clone() })

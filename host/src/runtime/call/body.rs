@@ -177,10 +177,13 @@ impl http_body::Body for Body {
             Some(Err(error)) => Some(Err(self.fail(error))),
             None => {
                 self.body = None;
-                if let Some(work) = self.work.take() {
+                let failed = self.work.as_mut().and_then(|work| work.failed_elsewhere(cx));
+                if failed.is_none()
+                    && let Some(work) = self.work.take()
+                {
                     work.finish(cx);
                 }
-                None
+                failed.map(|error| Err(self.fail(error.into())))
             }
         })
     }
@@ -198,7 +201,11 @@ impl Drop for Body {
     fn drop(&mut self) {
         let Some(work) = self.work.take() else { return };
         let sent_all = self.declared_bytes == Some(self.sent_bytes);
-        if sent_all || self.body.as_ref().is_none_or(http_body::Body::is_end_stream) {
+        if sent_all && work.is_shared() {
+            // Whatever comes behind is read by nobody.
+            self.body = None;
+            work.finish(&mut Context::from_waker(Waker::noop()));
+        } else if sent_all || self.body.as_ref().is_none_or(http_body::Body::is_end_stream) {
             // The client has all of it; the guest may still be tidying up.
             work.finish_alone(self.body.take());
         } else if !work.is_over() {

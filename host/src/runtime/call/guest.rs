@@ -3,13 +3,16 @@
 use http::Request;
 use http_body::Body as _;
 use tokio::sync::oneshot;
+use wasmtime::component::{Access, Resource};
 use wasmtime_wasi_http::p2::bindings::http::types::Scheme;
+use wasmtime_wasi_http::p3::bindings::http::types::ErrorCode;
 use wasmtime_wasi_http::{WasiBody, WasiHttpView as _, p2, p3};
 
 use super::{CallError, Cause, Head};
 use crate::capability::messaging::bindings::{Failure, Message};
 use crate::runtime::exports::{Http, Messages};
 use crate::runtime::instance::Instance;
+use crate::runtime::state::State;
 
 /// Runs one request in an instance, sends the head on its way, and goes on until the guest is done.
 pub(super) async fn run(
@@ -68,14 +71,14 @@ pub(super) async fn run_message(
     end(instance, ended, reuse)
 }
 
-fn trap(error: &wasmtime::Error) -> CallError {
+pub(super) fn trap(error: &wasmtime::Error) -> CallError {
     match error.downcast_ref::<wasmtime::Trap>() {
         Some(wasmtime::Trap::Interrupt) => CallError::Timeout,
         _ => CallError::Trap(Cause::of(error)),
     }
 }
 
-type Store = wasmtime::Store<crate::runtime::state::State>;
+type Store = wasmtime::Store<State>;
 
 async fn run_p2(
     store: &mut Store,
@@ -105,20 +108,9 @@ async fn run_p3(
     let has_body = !request.body().is_end_stream();
     store
         .run_concurrent(async |accessor| {
-            let request = accessor.with(|mut store| {
-                let http = store.data_mut().http();
-                let (request, _transmitted) = p3::Request::from_http(http.hooks, request);
-                http.table.push(request)
-            })?;
-            let answer = match service.wasi_http_handler().call_handle(accessor, request).await? {
-                Ok(response) => accessor.with(|mut store| {
-                    let response = store.data_mut().http().table.delete(response)?;
-                    Ok(response
-                        .into_http(&mut store, async { Ok(()) })
-                        .map_err(|error| CallError::BadAnswer(Cause::of(&error))))
-                }),
-                Err(code) => wasmtime::error::Ok(Err(CallError::Answer(Cause(format!("{code:?}"))))),
-            }?;
+            let request = accessor.with(|mut store| p3_request(store.data_mut(), request))?;
+            let answered = service.wasi_http_handler().call_handle(accessor, request).await?;
+            let answer = accessor.with(|store| p3_answer(store, answered))?;
             let is_good = answer.is_ok();
             // Nobody waits any more when the client has left.
             let _ = head.send(answer);
@@ -134,4 +126,29 @@ async fn run_p3(
             Ok(())
         })
         .await?
+}
+
+/// The request as the guest gets it.
+pub(super) fn p3_request(
+    state: &mut State,
+    request: Request<WasiBody>,
+) -> wasmtime::Result<Resource<p3::Request>> {
+    let http = state.http();
+    let (request, _transmitted) = p3::Request::from_http(http.hooks, request);
+    Ok(http.table.push(request)?)
+}
+
+/// What the guest has answered.
+pub(super) fn p3_answer(
+    mut store: Access<'_, State>,
+    answered: Result<Resource<p3::Response>, ErrorCode>,
+) -> wasmtime::Result<Head> {
+    Ok(match answered {
+        Ok(response) => {
+            let response = store.data_mut().http().table.delete(response)?;
+            let response = response.into_http(&mut store, async { Ok(()) });
+            response.map_err(|error| CallError::BadAnswer(Cause::of(&error)))
+        }
+        Err(code) => Err(CallError::Answer(Cause(format!("{code:?}")))),
+    })
 }

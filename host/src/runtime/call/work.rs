@@ -24,6 +24,8 @@ pub(super) struct Work {
     deadline: Deadline,
     watch: Watch,
     over_at: Instant,
+    /// The guest is driven elsewhere, and the call is over with its response.
+    is_shared: bool,
     held: Held,
 }
 
@@ -36,7 +38,18 @@ impl Work {
         over_at: Instant,
     ) -> Self {
         let guest = Some(Box::pin(guest) as Guest);
-        Self { guest, turns: Turns::new(), response_end, deadline, watch: Watch::default(), over_at, held }
+        let (turns, watch) = (Turns::new(), Watch::default());
+        Self { guest, turns, response_end, deadline, watch, over_at, is_shared: false, held }
+    }
+
+    /// The same for a call in a shared instance, of which only the end is waited for here.
+    pub(super) fn shared(
+        handles: (ResponseEnd, Deadline),
+        end: impl Future<Output = Result<(), CallError>> + Send + 'static,
+        held: Held,
+        over_at: Instant,
+    ) -> Self {
+        Self { is_shared: true, ..Self::begin(handles, end, held, over_at) }
     }
 
     pub(super) fn sandbox(&self) -> &Sandbox {
@@ -45,6 +58,10 @@ impl Work {
 
     pub(super) fn is_over(&self) -> bool {
         self.guest.is_none()
+    }
+
+    pub(super) const fn is_shared(&self) -> bool {
+        self.is_shared
     }
 
     /// Drives the guest. When it is over, its instance is back in the pool or gone.
@@ -61,6 +78,14 @@ impl Work {
         Poll::Ready(ended)
     }
 
+    /// What has ended a shared instance within the call. Its body then ends as if the guest had ended it.
+    pub(super) fn failed_elsewhere(&mut self, cx: &mut Context<'_>) -> Option<CallError> {
+        match self.is_shared.then(|| self.poll(cx)) {
+            Some(Poll::Ready(Err(error))) => Some(error),
+            _ => None,
+        }
+    }
+
     /// Progress was made: the guest has its time again, up to the end of the whole response.
     pub(super) fn extend(&self) {
         if self.guest.is_some() {
@@ -74,7 +99,11 @@ impl Work {
         if self.guest.is_none() {
             return;
         }
-        if !self.response_end.tell() {
+        let is_waited_for = self.response_end.tell();
+        if self.is_shared {
+            return;
+        }
+        if !is_waited_for {
             return self.finish_alone(None);
         }
         match self.poll(cx) {
@@ -117,16 +146,19 @@ impl Work {
         }
     }
 
-    /// A failure after the head was sent reaches no client's eye, so it is counted and logged here.
     pub(super) fn report_late(&self, error: &CallError) {
-        let sandbox = self.sandbox();
-        sandbox.metrics.failed(error.failure());
-        let cause = std::error::Error::source(error).map(ToString::to_string).unwrap_or_default();
-        tracing::warn!(
-            service = sandbox.service.as_str(),
-            release = sandbox.release.short(),
-            blame = error.blame().label(),
-            "{error} after it had begun to answer: {cause}"
-        );
+        report_late(self.sandbox(), error);
     }
+}
+
+/// A failure after the head was sent reaches no client's eye, so it is counted and logged here.
+pub(super) fn report_late(sandbox: &Sandbox, error: &CallError) {
+    sandbox.metrics.failed(error.failure());
+    let cause = std::error::Error::source(error).map(ToString::to_string).unwrap_or_default();
+    tracing::warn!(
+        service = sandbox.service.as_str(),
+        release = sandbox.release.short(),
+        blame = error.blame().label(),
+        "{error} after it had begun to answer: {cause}"
+    );
 }

@@ -12,6 +12,7 @@ stages! {
         a_message_comes_with_everything_that_it_was_published_with,
         a_message_of_a_message_goes_on_with_its_request,
         a_pattern_gets_what_it_fits_and_nothing_else,
+        a_message_goes_on_with_its_own_request_where_several_share_an_instance,
         everybody_who_subscribes_gets_a_message,
         a_service_of_subscriptions_only_handles_messages,
         a_message_to_nobody_is_accepted_and_kept_nowhere,
@@ -90,6 +91,30 @@ async fn a_message_of_a_message_goes_on_with_its_request(stage: Stage) {
         .await;
         assert_eq!(message["subject"], "test.second", "{message}");
         assert_eq!(header(&message, "stoa-publisher"), [world.subscriber.as_str()], "{message}");
+    }
+}
+
+async fn a_message_goes_on_with_its_own_request_where_several_share_an_instance(stage: Stage) {
+    let (publisher, subscriber) = (stage.publisher(), stage.subscriber(""));
+    let publisher = publisher.with("[instances]\nconcurrency = 16");
+    let world = stage.serve("", &[publisher, subscriber]).await;
+    let publish = async |n: usize| {
+        let draft = json!({"subject": "test.x", "body": json!({"do": "print", "n": n}).to_string()});
+        let mut request = post(&world.publisher, "/publish", &draft);
+        request.headers_mut().insert("x-request-id", format!("request-{n}").parse().expect("a value"));
+        assert_eq!(world.host.send(request).await.status, 200);
+    };
+    futures_util::future::join_all((0..32).map(publish)).await;
+    let made = world.host.metric("stoa_instances", &[("service", &world.publisher)]).await;
+    assert!(made < 32.0, "{made} instances");
+    let printed = until("all are printed", async || {
+        let printed = world.printed(&world.subscriber).await;
+        (printed.len() == 32).then_some(printed)
+    })
+    .await;
+    for message in printed {
+        let order: Json = serde_json::from_str(message["body"].as_str().expect("a body")).expect("an order");
+        assert_eq!(header(&message, "x-request-id"), [format!("request-{}", order["n"])], "{message}");
     }
 }
 

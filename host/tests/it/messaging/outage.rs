@@ -35,6 +35,18 @@ fn numbers(rows: &[Handled], key: &str) -> Vec<u64> {
         .collect()
 }
 
+async fn are_handled_once_and_in_order(world: &World, accepted: &[String]) {
+    let rows = world.records(accepted).await;
+    let mut ids: Vec<&String> = rows.iter().map(|row| &row.id).collect();
+    ids.sort();
+    ids.dedup();
+    assert_eq!(ids.len(), rows.len(), "each once: {rows:?}");
+    for key in ["k0", "k1", "k2"] {
+        let found = numbers(&rows, key);
+        assert!(found.is_sorted(), "{key}: {found:?}");
+    }
+}
+
 #[tokio::test]
 async fn publishers_are_told_while_the_server_is_away_and_nothing_acknowledged_is_lost() {
     let Some(mut server) = Server::start("publishers are told").await else { return };
@@ -55,15 +67,30 @@ async fn publishers_are_told_while_the_server_is_away_and_nothing_acknowledged_i
         });
         accepted.push(again.await);
     }
-    let rows = world.records(&accepted).await;
-    let mut ids: Vec<&String> = rows.iter().map(|row| &row.id).collect();
-    ids.sort();
-    ids.dedup();
-    assert_eq!(ids.len(), rows.len(), "each once: {rows:?}");
-    for key in ["k0", "k1", "k2"] {
-        let found = numbers(&rows, key);
-        assert!(found.is_sorted(), "{key}: {found:?}");
+    are_handled_once_and_in_order(&world, &accepted).await;
+}
+
+#[tokio::test]
+async fn publishers_are_told_while_the_server_hangs_and_nothing_acknowledged_is_lost() {
+    let Some(server) = Server::start("publishers are told of a hanging server").await else { return };
+    let world = world_on(&server, "").await;
+    let mut accepted = Vec::new();
+    for n in 0..20 {
+        accepted.push(world.publish(numbered(n)).await);
     }
+    server.freeze();
+    for n in [50, 51] {
+        let began = Instant::now();
+        let refused = world.try_publish(&numbered(n)).await.expect_err("nobody says that he has it");
+        assert_eq!(refused["error"], "unavailable", "{refused}");
+        assert!(began.elapsed() < Duration::from_secs(9), "after {:?}", began.elapsed());
+    }
+    server.thaw();
+    for n in 60..80 {
+        let message = numbered(n);
+        accepted.push(until("publishing works", async || world.try_publish(&message).await.ok()).await);
+    }
+    are_handled_once_and_in_order(&world, &accepted).await;
 }
 
 #[tokio::test]

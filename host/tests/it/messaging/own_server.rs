@@ -8,7 +8,7 @@ use async_nats::jetstream;
 use futures_util::TryStreamExt as _;
 use tempfile::TempDir;
 
-use crate::support::{Setup, die_with_this_thread, until};
+use crate::support::{Setup, die_with_this_thread, signal, until};
 
 /// Dropping it ends the process.
 pub struct Server {
@@ -66,6 +66,16 @@ impl Server {
             child.kill().expect("kill the NATS server");
             child.wait().expect("wait for its end");
         }
+    }
+
+    /// Leaves it there, connections and all, without letting it do anything.
+    pub fn freeze(&self) {
+        signal(self.child.as_ref().expect("it runs"), libc::SIGSTOP);
+    }
+
+    /// Lets it go on.
+    pub fn thaw(&self) {
+        signal(self.child.as_ref().expect("it runs"), libc::SIGCONT);
     }
 
     /// A client of the test's own.

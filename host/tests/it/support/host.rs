@@ -313,9 +313,7 @@ impl Host {
     }
 
     pub fn signal(&self, signal: libc::c_int) {
-        let pid = i32::try_from(self.pid()).expect("a process id");
-        // SAFETY: no memory is passed; the process was not waited for yet, so the number is its own.
-        assert_eq!(unsafe { libc::kill(pid, signal) }, 0, "send a signal to the host");
+        super::signal(&self.process.child, signal);
     }
 
     /// Ends the host as a power cut would, and keeps its data directory.

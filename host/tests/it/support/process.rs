@@ -112,6 +112,13 @@ fn read_lines(output: impl Read + Send + 'static, log: Log) -> mpsc::Receiver<St
     receiver
 }
 
+/// Sends a signal to a process that was not waited for.
+pub fn signal(child: &Child, signal: libc::c_int) {
+    let pid = i32::try_from(child.id()).expect("a process id");
+    // SAFETY: no memory is passed; the process was not waited for yet, so the number is its own.
+    assert_eq!(unsafe { libc::kill(pid, signal) }, 0, "send a signal to a process");
+}
+
 pub fn die_with_this_thread(command: &mut Command) {
     // SAFETY: between fork and exec only this one system call is made.
     unsafe {
