@@ -86,6 +86,13 @@ async fn the_messages_of_an_undeployed_service_wait_for_it(stage: Stage) {
 }
 
 async fn waits(world: &World, count: usize) {
-    until(&format!("{count} messages wait"), async || (world.waiting().await == count as u64).then_some(()))
-        .await;
+    let mut seen = None;
+    until(&format!("{count} messages wait"), async || {
+        let waiting = world.waiting().await;
+        if seen.replace(waiting) != Some(waiting) {
+            println!("{waiting} messages wait");
+        }
+        (waiting == count as u64).then_some(())
+    })
+    .await;
 }

@@ -13,7 +13,7 @@ use async_nats::{Client, ConnectOptions, Event};
 use futures_util::TryStreamExt as _;
 use tokio::sync::watch;
 
-use super::subscription::About;
+use super::subscription::{About, waiting};
 use super::{Core, Stores, away, flag, lease};
 use crate::capability::messaging::log::LogError;
 
@@ -242,8 +242,7 @@ impl Core {
             if let Some(about) = About::of(&info)
                 && !about.has_ended()
             {
-                let waiting = info.num_pending.saturating_add(info.num_ack_pending as u64);
-                answer.insert(about.id(), (waiting, about.backlog));
+                answer.insert(about.id(), (waiting(&info), about.backlog));
             }
         }
         self.books().answered(answer);

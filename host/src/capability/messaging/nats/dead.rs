@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use super::failures::Failures;
 use super::names::Names;
 use super::publish::Outgoing;
-use super::subscription::About;
+use super::subscription::{About, waiting};
 use super::{Core, Nats, Stores, away, micros, wire};
 use crate::capability::messaging::log::LogError;
 use crate::capability::messaging::log::operator::{Backlog, DeadLetter, DeadRow, Moved};
@@ -199,7 +199,7 @@ impl Nats {
         for info in core.consumers().await? {
             let Some(about) = About::of(&info).filter(|about| !about.has_ended()) else { continue };
             let failing = format!("{}{}", failures.prefix, Names::failing_keys(&info.name));
-            let waiting = info.num_pending.saturating_add(info.num_ack_pending as u64);
+            let waiting = waiting(&info);
             let oldest_at = match waiting {
                 0 => None,
                 _ => core.oldest(&info.config.filter_subject, info.ack_floor.stream_sequence).await?,
