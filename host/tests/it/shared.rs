@@ -56,8 +56,8 @@ async fn requests_that_wait_share_an_instance_up_to_its_concurrency_and_no_other
         let mut going = Vec::new();
         for path in ["/wait", "/begin"].repeat(4) {
             going.push(Going::to(&host, path).await);
+            at_work(&host, going.len() as f64).await;
         }
-        at_work(&host, 8.0).await;
         // One that has just computed for a while lets nobody in, so on a busy machine there may be more of them.
         let found = alive(&host).await;
         let is_right = if concurrency == 1 { found == 8.0 } else { (instances..8.0).contains(&found) };
@@ -292,12 +292,7 @@ async fn a_release_goes_when_its_last_request_is_done() {
     for one in old {
         assert_eq!(one.end().await.status, 200);
     }
-    until("the old release is forgotten", async || {
-        let page = host.admin("GET", "/metrics", empty()).await.text();
-        let rows = page.lines().filter(|line| line.starts_with("stoa_instances{")).count();
-        (rows == 1).then_some(())
-    })
-    .await;
+    host.has_one_release().await;
 }
 
 #[tokio::test]

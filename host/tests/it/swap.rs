@@ -27,12 +27,7 @@ async fn the_old_release_finishes_its_request_after_a_swap() {
     // The same connection goes on with the new one.
     let next = connection.send(request("GET", "shop", "/").body(empty()).expect("a request")).await;
     assert_eq!(next.text(), "b");
-    until("the old release is forgotten", async || {
-        let page = host.admin("GET", "/metrics", empty()).await.text();
-        let rows = page.lines().filter(|line| line.starts_with("stoa_instances{")).count();
-        (rows == 1).then_some(())
-    })
-    .await;
+    host.has_one_release().await;
 }
 
 #[tokio::test]

@@ -202,7 +202,7 @@ impl Drop for Body {
         let Some(work) = self.work.take() else { return };
         let sent_all = self.declared_bytes == Some(self.sent_bytes);
         if sent_all && work.is_shared() {
-            // Whatever comes behind is read by nobody.
+            // Whatever comes behind is read by nobody, so no task has to be made for it.
             self.body = None;
             work.finish(&mut Context::from_waker(Waker::noop()));
         } else if sent_all || self.body.as_ref().is_none_or(http_body::Body::is_end_stream) {

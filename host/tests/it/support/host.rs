@@ -287,6 +287,16 @@ impl Host {
         until(&what, async || (self.status(service).await?["in_flight"] == 0).then_some(())).await;
     }
 
+    /// Waits until the host knows of one release only: the one that it had before is forgotten.
+    pub async fn has_one_release(&self) {
+        until("the old release is forgotten", async || {
+            let page = self.admin("GET", "/metrics", empty()).await.text();
+            let rows = page.lines().filter(|line| line.starts_with("stoa_instances{")).count();
+            (rows == 1).then_some(())
+        })
+        .await;
+    }
+
     /// What the host has written to standard error so far.
     pub fn log(&self) -> String {
         self.process.log.text()
