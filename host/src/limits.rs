@@ -325,6 +325,12 @@ pub const OUTBOX_ASIDE_MAX: usize = 10_000;
 /// Bytes on the disk of the log of messages that publishing leaves free, because to settle messages takes some, too.
 pub const MESSAGE_LOG_DISK_RESERVE: ByteCount = ByteCount::mib(32);
 
+/// Messages that are published by one call.
+pub const PUBLISH_ALL_MAX: usize = 1000;
+
+/// Bytes of the bodies of messages that are published by one call, if it is not one message.
+pub const PUBLISH_ALL_BYTES_MAX: ByteCount = ByteCount::mib(8);
+
 /// Characters of a failure's reason that are kept.
 pub const REASON_CHARS_MAX: usize = 1000;
 

@@ -52,7 +52,7 @@ struct Message {
 }
 
 enum Change {
-    Publish(Message, oneshot::Sender<bool>),
+    Publish(Vec<Message>, oneshot::Sender<bool>),
     Done(i64),
 }
 
@@ -70,6 +70,9 @@ trait Log: Clone + Send + Sync + 'static {
     /// Publishes a message with a body of so many bytes; gives its id once it is durable.
     fn publish(&self, bytes: usize) -> impl Future<Output = Result<String>> + Send;
 
+    /// Publishes so many together.
+    fn publish_all(&self, bytes: usize, count: u64) -> impl Future<Output = Result<()>> + Send;
+
     fn handled(&self) -> &Handled;
 }
 
@@ -81,17 +84,34 @@ struct Service {
 
 impl Log for Service {
     async fn publish(&self, bytes: usize) -> Result<String> {
-        let id = fresh_id();
-        let message = Message { id: id.clone(), body: vec![b'x'; bytes], published_at: Instant::now() };
-        let (done, durable) = oneshot::channel();
-        self.changes.send(Change::Publish(message, done)).await.ok().context("the log is closed")?;
-        ensure!(durable.await?, "the commit failed");
-        self.handled.published.fetch_add(1, Ordering::Relaxed);
+        let message = Message::of(bytes);
+        let id = message.id.clone();
+        self.write(vec![message]).await?;
         Ok(id)
+    }
+
+    async fn publish_all(&self, bytes: usize, count: u64) -> Result<()> {
+        self.write((0..count).map(|_| Message::of(bytes)).collect()).await
     }
 
     fn handled(&self) -> &Handled {
         &self.handled
+    }
+}
+
+impl Service {
+    async fn write(&self, messages: Vec<Message>) -> Result<()> {
+        let ((done, durable), count) = (oneshot::channel(), messages.len() as u64);
+        self.changes.send(Change::Publish(messages, done)).await.ok().context("the log is closed")?;
+        ensure!(durable.await?, "the commit failed");
+        self.handled.published.fetch_add(count, Ordering::Relaxed);
+        Ok(())
+    }
+}
+
+impl Message {
+    fn of(bytes: usize) -> Self {
+        Self { id: fresh_id(), body: vec![b'x'; bytes], published_at: Instant::now() }
     }
 }
 
@@ -113,6 +133,7 @@ async fn listen<L: Log>(log: L) -> Result<()> {
     let app = Router::new()
         .route("/publish", post(publish::<L>))
         .route("/burst", post(burst::<L>))
+        .route("/publish-all", post(publish_all::<L>))
         .route("/lags", get(async |State(log): State<L>| log.handled().take_lags()))
         .route("/counts", get(async |State(log): State<L>| log.handled().counts()))
         .with_state(log);
@@ -163,6 +184,11 @@ async fn burst<L: Log>(State(log): State<L>, Query(ask): Query<Ask>) -> String {
     published.to_string()
 }
 
+async fn publish_all<L: Log>(State(log): State<L>, Query(ask): Query<Ask>) -> Result<String, StatusCode> {
+    let published = log.publish_all(ask.bytes, ask.count).await;
+    published.map(|()| ask.count.to_string()).map_err(|_| StatusCode::SERVICE_UNAVAILABLE)
+}
+
 fn fresh_id() -> String {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     format!("{:016x}{:016x}", since.as_micros(), fastrand::u64(..))
@@ -178,9 +204,9 @@ async fn write(
         let (mut messages, mut waiting, mut done) = (Vec::new(), Vec::new(), Vec::new());
         for change in batch.drain(..) {
             match change {
-                Change::Publish(message, durable) => {
-                    seq += 1;
-                    messages.push((seq, message));
+                Change::Publish(together, durable) => {
+                    messages.extend((seq + 1..).zip(together));
+                    seq = messages.last().map_or(seq, |(seq, _)| *seq);
                     waiting.push(durable);
                 }
                 Change::Done(seq) => done.push(seq),

@@ -56,12 +56,17 @@ const SERVICE: &str = "messages-bench";
 /// How messages are asked for.
 struct Shape {
     name: &'static str,
-    /// Published by one request, one after the other.
+    /// What asks for them.
+    path: &'static str,
+    /// Published by one request.
     messages: u32,
 }
 
-const SHAPES: [Shape; 2] =
-    [Shape { name: "100 per request", messages: 100 }, Shape { name: "one per request", messages: 1 }];
+const SHAPES: [Shape; 3] = [
+    Shape { name: "100 by one call", path: "/publish-all", messages: 100 },
+    Shape { name: "100 one by one", path: "/burst", messages: 100 },
+    Shape { name: "one per request", path: "/publish", messages: 1 },
+];
 
 /// One server, and its turns for each of [`SHAPES`].
 struct Contender {
@@ -124,8 +129,8 @@ pub fn run(options: &Options) -> Result<()> {
         None => ("SQLite, `synchronous=FULL`", "sqlx with a group commit of its own"),
     };
     report.note(&format!(
-        "{} interleaved turns of {} s, {} connections whose requests publish messages of {} bytes, each durable before the next \
-         one or the answer ({log}); an instance of the guest works on {} at the same time; they are handled while more are \
+        "{} interleaved turns of {} s, {} connections whose requests publish messages of {} bytes, durable before the answer: 100 \
+         together, 100 of which each is durable before the next one, or one ({log}); an instance of the guest works on {} at the same time; they are handled while more are \
          published. Medians of the turns. The native program is axum and {native}. The lag, where there is one, is that from \
          publishing to handling of {} messages one after the other. Ratios above 1 mean: Stoa is better.",
         options.rounds,
@@ -190,7 +195,7 @@ fn judge(stoa: &Row, native: &Row, report: &mut Report) {
 }
 
 fn start(options: &Options, home: &Home, streams: Option<&Streams>) -> Result<[Contender; 2]> {
-    let routes = ["/publish", "/burst", "/lags", "/health"];
+    let routes = ["/publish", "/burst", "/publish-all", "/lags", "/health"];
     let instances = match options.concurrency {
         1 => String::new(),
         several => format!("[instances]\nconcurrency = {several}\n"),
@@ -205,19 +210,15 @@ fn start(options: &Options, home: &Home, streams: Option<&Streams>) -> Result<[C
     Ok([Contender::new(stoa.http, stoa.server, Some(stoa.admin))?, Contender::new(address, server, None)?])
 }
 
-/// One message.
-fn publish(options: &Options) -> String {
-    format!("/publish?bytes={}", options.bytes)
+fn ask_for(options: &Options, shape: &Shape) -> String {
+    format!("{}?bytes={}&count={}", shape.path, options.bytes, shape.messages)
 }
 
 fn target(options: &Options, shape: &Shape) -> Target {
-    let count = shape.messages;
-    let (path, right): (_, fn(&str, u32) -> bool) = match count {
-        1 => (publish(options), |id, _| id.len() >= 32),
-        _ => {
-            let burst = format!("/burst?bytes={}&count={count}", options.bytes);
-            (burst, |published, count| published == count.to_string())
-        }
+    let (path, count) = (ask_for(options, shape), shape.messages);
+    let right: fn(&str, u32) -> bool = match count {
+        1 => |id, _| id.len() >= 32,
+        _ => |published, count| published == count.to_string(),
     };
     let check = move |reply: &Reply<'_>| match reply.status {
         200 if right(reply.text(), count) => Ok(()),
@@ -231,8 +232,9 @@ fn target(options: &Options, shape: &Shape) -> Target {
 fn lags(options: &Options, contender: &Contender) -> Result<Vec<f64>> {
     contender.server.resume()?;
     let mut lags = Vec::new();
+    let [.., one] = &SHAPES;
     for _ in 0..options.alone {
-        let answer = ask(contender.address, "POST", &publish(options), &[])?;
+        let answer = ask(contender.address, "POST", &ask_for(options, one), &[])?;
         ensure!(answer.status == 200, "publish: status {}: {}", answer.status, answer.text);
         lags.extend(take(contender.address)?);
     }

@@ -73,8 +73,8 @@ mod failure;
 
 pub(crate) mod bindings;
 
-pub use draft::Draft;
-pub use error::Error;
+pub use draft::{Draft, publish_all};
+pub use error::{Error, Incomplete};
 pub use failure::Failure;
 pub use message::Message;
 pub use subscriptions::Subscriptions;

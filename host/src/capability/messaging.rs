@@ -12,6 +12,7 @@ pub mod message;
 pub mod publisher;
 
 mod backend;
+mod draft;
 mod log;
 mod nats;
 mod relay;
@@ -29,6 +30,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio_util::task::AbortOnDropHandle;
 
 use self::backend::Backend;
+use self::log::Stopped;
 use self::message::{Delivery, Message, Moment, SubscriptionId, now};
 use self::publisher::Publisher;
 use crate::capability::sql::Database;
@@ -94,11 +96,11 @@ impl Messages {
         drop(replaced);
     }
 
-    /// Publishes in order: all of them, or those before the first for which there is no room.
+    /// Publishes in order, up to the first that cannot be.
     ///
     /// # Errors
-    /// When there is no room, or the log does not answer.
-    pub async fn publish(&self, messages: Vec<Message>) -> Result<(), LogError> {
+    /// When there is no room for one, or the log does not answer.
+    pub async fn publish(&self, messages: Vec<Message>) -> Result<(), Stopped> {
         self.log.publish(messages).await
     }
 

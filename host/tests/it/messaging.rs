@@ -42,6 +42,7 @@ mod world;
 
 mod flow;
 mod refusals;
+mod together;
 
 mod inbox;
 mod outbox;

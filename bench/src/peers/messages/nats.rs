@@ -8,6 +8,7 @@ use std::time::Instant;
 use anyhow::Result;
 use async_nats::HeaderMap;
 use async_nats::jetstream::consumer::pull;
+use async_nats::jetstream::context::PublishAckFuture;
 use async_nats::jetstream::stream::RetentionPolicy;
 use async_nats::jetstream::{self, consumer, stream};
 use futures_util::StreamExt as _;
@@ -37,17 +38,38 @@ struct Service {
 
 impl Log for Service {
     async fn publish(&self, bytes: usize) -> Result<String> {
-        let (id, mut headers) = (fresh_id(), HeaderMap::new());
-        headers.insert("Nats-Msg-Id", id.as_str());
-        headers.insert("at", self.since.elapsed().as_micros().to_string());
-        let body = vec![b'x'; bytes].into();
-        self.context.publish_with_headers(self.subject.clone(), headers, body).await?.await?;
+        let (id, acknowledged) = self.send(bytes).await?;
+        acknowledged.await?;
         self.handled.published.fetch_add(1, Ordering::Relaxed);
         Ok(id)
     }
 
+    /// All are on their way before the first acknowledgement is waited for.
+    async fn publish_all(&self, bytes: usize, count: u64) -> Result<()> {
+        let mut sent = Vec::new();
+        for _ in 0..count {
+            sent.push(self.send(bytes).await?.1);
+        }
+        for acknowledged in sent {
+            acknowledged.await?;
+        }
+        self.handled.published.fetch_add(count, Ordering::Relaxed);
+        Ok(())
+    }
+
     fn handled(&self) -> &Handled {
         &self.handled
+    }
+}
+
+impl Service {
+    async fn send(&self, bytes: usize) -> Result<(String, PublishAckFuture)> {
+        let (id, mut headers) = (fresh_id(), HeaderMap::new());
+        headers.insert("Nats-Msg-Id", id.as_str());
+        headers.insert("at", self.since.elapsed().as_micros().to_string());
+        let body = vec![b'x'; bytes].into();
+        let sent = self.context.publish_with_headers(self.subject.clone(), headers, body).await?;
+        Ok((id, sent))
     }
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::{
-    Error, Timestamp,
+    Error, Incomplete, Timestamp,
     bindings::{
         producer,
         types::{self, DeliveryTime},
@@ -96,6 +96,39 @@ impl Draft {
     }
 }
 
+/// Publishes messages in their order, up to the first that cannot be; gives their ids once all of them are durable.
+/// Much cheaper than to publish them one by one. At most 1000 messages, and 8 MiB of bodies unless it is one message.
+///
+/// ```
+/// use stoa::{Problem, messaging};
+///
+/// async fn announce(products: &[u64]) -> Result<(), Problem> {
+///     let changed = |id: &u64| messaging::message("catalog.product.changed").key(id.to_string()).json(id);
+///     messaging::publish_all(products.iter().map(changed)).await?;
+///     Ok(())
+/// }
+/// ```
+pub async fn publish_all(messages: impl IntoIterator<Item = Draft>) -> Result<Vec<String>, Incomplete> {
+    let (mut ready, mut refused) = (Vec::new(), None);
+    for message in messages {
+        match message.ready() {
+            Ok(message) => ready.push(message),
+            Err(error) => {
+                refused = Some(error);
+                break;
+            }
+        }
+    }
+    let published = match ready.as_slice() {
+        [] => Vec::new(),
+        _ => producer::publish_all(ready).await?,
+    };
+    match refused {
+        Some(error) => Err(Incomplete { published, error }),
+        None => Ok(published),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::{collections::HashMap, time::SystemTime};
@@ -147,5 +180,8 @@ mod tests {
     #[test]
     fn outside_of_a_component_nothing_is_published() {
         assert_eq!(message("a").publish().now_or_never(), Some(Err(Error::Unavailable)));
+        let stopped = Incomplete { published: Vec::new(), error: Error::Unavailable };
+        assert_eq!(publish_all([message("a"), message("b")]).now_or_never(), Some(Err(stopped)));
+        assert_eq!(publish_all([]).now_or_never(), Some(Ok(Vec::new())));
     }
 }

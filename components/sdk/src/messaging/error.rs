@@ -72,6 +72,42 @@ impl From<types::Error> for Error {
     }
 }
 
+/// Why not all of several messages were published. By `?` it becomes whatever its [`Error`] becomes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Incomplete {
+    /// The ids of those that were, from the first on.
+    pub published: Vec<String>,
+    /// Why the next one was not. Of those after it nothing is known, but that none of the same key was published.
+    pub error: Error,
+}
+
+impl fmt::Display for Incomplete {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "of several messages {} were published, and the next one was not: ", self.published.len())?;
+        self.error.fmt(f)
+    }
+}
+
+impl std::error::Error for Incomplete {}
+
+impl From<types::Incomplete> for Incomplete {
+    fn from(incomplete: types::Incomplete) -> Self {
+        Self { published: incomplete.published, error: incomplete.error.into() }
+    }
+}
+
+impl From<Incomplete> for Error {
+    fn from(incomplete: Incomplete) -> Self {
+        incomplete.error
+    }
+}
+
+impl From<Incomplete> for Problem {
+    fn from(incomplete: Incomplete) -> Self {
+        incomplete.error.into()
+    }
+}
+
 /// 503 if it may well work in a moment, 500 for the rest. The client learns nothing of subjects and limits.
 impl From<Error> for Problem {
     fn from(error: Error) -> Self {
@@ -121,6 +157,13 @@ mod tests {
             assert_eq!(Problem::from(error.clone()).status(), status, "{error}");
             let by_way_of_sql = Problem::from(sql::Error::from(error.clone()));
             assert_eq!(by_way_of_sql.status(), status, "{error}");
+            let incomplete = Incomplete { published: vec!["m-1".into()], error: error.clone() };
+            assert_eq!(
+                incomplete.to_string(),
+                format!("of several messages 1 were published, and the next one was not: {error}")
+            );
+            assert_eq!(Error::from(incomplete.clone()), error);
+            assert_eq!(Problem::from(incomplete).status(), status, "{error}");
         }
     }
 

@@ -2,7 +2,7 @@
 
 use std::{fmt, time::Duration};
 
-use super::{Error, bindings::types};
+use super::{Error, Incomplete, bindings::types};
 use crate::sql;
 
 /// What a handler returns instead of having handled its message: try again, or give up.
@@ -69,6 +69,12 @@ impl From<sql::Error> for Failure {
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
         Self::retry(error.to_string())
+    }
+}
+
+impl From<Incomplete> for Failure {
+    fn from(incomplete: Incomplete) -> Self {
+        Self::retry(incomplete.to_string())
     }
 }
 

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::log::operator::{Backlog, DeadLetter, DeadRow, Moved};
-use super::log::{self, Log, LogError};
+use super::log::{self, Log, LogError, Stopped};
 use super::message::{Delivery, Handle, Message, Moment, SubscriptionId};
 use super::nats::{self, Nats, Server};
 use crate::limits::HostLimits;
@@ -59,7 +59,7 @@ impl Backend {
         }
     }
 
-    pub async fn publish(&self, messages: Vec<Message>) -> Result<(), LogError> {
+    pub async fn publish(&self, messages: Vec<Message>) -> Result<(), Stopped> {
         match self {
             Self::File(log) => log.publish(messages).await,
             Self::Nats(nats) => nats.publish(messages).await,

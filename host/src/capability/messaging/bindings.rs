@@ -31,6 +31,6 @@ mod generated {
 
 pub use self::generated::exports::stoa::messaging::{blocking_handler, handler};
 pub use self::generated::stoa::messaging::types::{
-    DeliveryTime, Draft, Error, Failure, Host as TypesHost, Message, Retry,
+    DeliveryTime, Draft, Error, Failure, Host as TypesHost, Incomplete, Message, Retry,
 };
 pub use self::generated::stoa::messaging::{blocking_producer, producer};

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use wasmtime::AsContextMut as _;
 use wasmtime::component::{Accessor, GuestTaskId, HasData, Linker, Resource, ResourceTable};
 
-use super::bindings::{self, Draft, Error, blocking_producer, producer};
+use super::bindings::{self, Draft, Error, Incomplete, blocking_producer, producer};
 use super::publisher::{Origin, Publisher};
 use crate::capability::sql::session::{Target, Transaction};
 
@@ -53,13 +53,20 @@ struct Producer {
     origin: Origin,
 }
 
-type Answer<T> = wasmtime::Result<Result<T, Error>>;
+type Answer<T, E = Error> = wasmtime::Result<Result<T, E>>;
 
 impl Producer {
     async fn publish(self, draft: Draft) -> Answer<String> {
         // No other service is linked.
         let Some(publisher) = self.publisher else { return Ok(Err(Error::Unavailable)) };
         Ok(publisher.publish(draft, &self.origin).await.map(|id| id.to_string()))
+    }
+
+    async fn publish_all(self, drafts: Vec<Draft>) -> Answer<Vec<String>, Incomplete> {
+        let Some(publisher) = self.publisher else {
+            return Ok(Err(Incomplete { published: Vec::new(), error: Error::Unavailable }));
+        };
+        Ok(publisher.publish_all(drafts, &self.origin).await)
     }
 
     async fn publish_in(self, target: Target, draft: Draft) -> Answer<String> {
@@ -100,6 +107,10 @@ impl<T: HasMessaging + 'static> producer::HostWithStore<T> for Messaging {
         producer(store)?.publish(draft).await
     }
 
+    async fn publish_all(store: &Accessor<T, Self>, drafts: Vec<Draft>) -> Answer<Vec<String>, Incomplete> {
+        producer(store)?.publish_all(drafts).await
+    }
+
     async fn publish_in(
         store: &Accessor<T, Self>,
         transaction: Resource<Transaction>,
@@ -113,6 +124,10 @@ impl<T: HasMessaging + 'static> producer::HostWithStore<T> for Messaging {
 impl blocking_producer::Host for MessagingView<'_> {
     async fn publish(&mut self, draft: Draft) -> Answer<String> {
         self.producer().publish(draft).await
+    }
+
+    async fn publish_all(&mut self, drafts: Vec<Draft>) -> Answer<Vec<String>, Incomplete> {
+        self.producer().publish_all(drafts).await
     }
 
     async fn publish_in(&mut self, transaction: Resource<Transaction>, draft: Draft) -> Answer<String> {

@@ -42,9 +42,8 @@ pub type Cause = Box<dyn std::error::Error + Send + Sync>;
 
 #[derive(Debug, thiserror::Error)]
 pub enum LogError {
-    /// Of several messages, so many were published before the one that there is no room for.
-    #[error("the backlog of subscription {id} has reached its limit `backlog`")]
-    BacklogFull { id: SubscriptionId, published: usize },
+    #[error("the backlog of subscription {0} has reached its limit `backlog`")]
+    BacklogFull(SubscriptionId),
     #[error("the log of messages has reached `message_log`, or its disk is full")]
     Full(#[source] Cause),
     #[error("there are as many dead letters as `dead_letters` allows")]
@@ -73,14 +72,30 @@ impl From<rusqlite::Error> for LogError {
 }
 
 impl LogError {
-    /// There is no room for the only message, or the first.
-    pub const fn backlog_full(id: SubscriptionId) -> Self {
-        Self::BacklogFull { id, published: 0 }
-    }
-
     /// Whether it may pass by itself: the log is elsewhere and does not answer.
     pub const fn may_pass(&self) -> bool {
         matches!(self, Self::Server(_))
+    }
+}
+
+/// Why not all of several messages were published.
+#[derive(Debug)]
+pub struct Stopped {
+    /// So many were, from the first on.
+    pub published: usize,
+    /// Why the next one was not. Of those after it nothing is known, but that none of its key was published.
+    pub error: LogError,
+}
+
+impl From<LogError> for Stopped {
+    fn from(error: LogError) -> Self {
+        Self { published: 0, error }
+    }
+}
+
+impl From<Stopped> for LogError {
+    fn from(stopped: Stopped) -> Self {
+        stopped.error
     }
 }
 
@@ -174,15 +189,19 @@ impl Log {
         self.write_counted(change).await.map(drop)
     }
 
-    async fn write_counted(&self, change: Change) -> Outcome {
+    async fn write_counted(&self, change: Change) -> Result<u64, LogError> {
+        Ok(self.outcome(change).await?)
+    }
+
+    async fn outcome(&self, change: Change) -> Outcome {
         let (waiting, outcome) = Waiting::here();
         self.jobs.send(Job { change, waiting }).await.map_err(|_| LogError::Closed)?;
         outcome.await.map_err(|_| LogError::Closed)?
     }
 
     /// Publishes messages in their order: all, or those before the first for which there is no room.
-    pub async fn publish(&self, messages: Vec<Message>) -> Result<(), LogError> {
-        self.write(Change::Publish(messages)).await
+    pub async fn publish(&self, messages: Vec<Message>) -> Result<(), Stopped> {
+        self.outcome(Change::Publish(messages)).await.map(drop)
     }
 
     /// The subscription that has no room for a message of a subject now.

@@ -55,7 +55,7 @@ pub use self::feed::Feed;
 use self::names::Names;
 use self::subscription::Known;
 pub use self::tenure::Tenure;
-use super::log::LogError;
+use super::log::{LogError, Stopped};
 use super::message::{Message, Moment, SubscriptionId};
 use crate::limits::HostLimits;
 use crate::metrics::Metrics;
@@ -202,7 +202,7 @@ impl Nats {
 
     /// # Errors
     /// When the server does not answer.
-    pub async fn publish(&self, messages: Vec<Message>) -> Result<(), LogError> {
+    pub async fn publish(&self, messages: Vec<Message>) -> Result<(), Stopped> {
         self.core.publish(messages).await
     }
 

@@ -1,20 +1,19 @@
 //! What one service may publish: subjects, sizes, rate.
 
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use tracing::{Span, field};
 
-use super::bindings::{DeliveryTime, Draft, Error};
-use super::message::{
-    HOPS, Headers, Message, MessageId, Moment, PUBLISHER, REQUEST_ID, RESERVED_HEADERS, SubscriptionId,
-    TRACE, now,
-};
+use super::bindings::{Draft, Error, Incomplete};
+use super::draft::{self, check_header};
+use super::log::Stopped;
+use super::message::{HOPS, Headers, Message, MessageId, PUBLISHER, REQUEST_ID, SubscriptionId, TRACE, now};
 use super::{LogError, Messages};
 use crate::capability::sql::bindings::Error as SqlError;
 use crate::capability::sql::outbox::Entry;
 use crate::capability::sql::session::Target;
-use crate::limits::{HostLimits, ServiceLimits};
+use crate::limits::ServiceLimits;
 use crate::metrics::{PublishOutcome, PublisherMetrics};
 use crate::name::ServiceName;
 use crate::subject::{Pattern, Subject};
@@ -107,7 +106,8 @@ impl Publisher {
             may_come_again: true,
         };
         let id = message.id.clone();
-        let published = self.messages.publish(vec![message]).await.map(|()| id).map_err(explain);
+        let published = self.messages.publish(vec![message]).await.map(|()| id);
+        let published = published.map_err(|stopped| explain(stopped.error));
         self.observe(&span, published.as_ref());
         published
     }
@@ -131,15 +131,63 @@ impl Publisher {
     /// # Errors
     /// When there is no room, or the log does not answer. Some may have been published.
     pub async fn bring_in(&self, messages: Vec<Message>) -> Result<(), Error> {
-        let spans: Vec<(Span, MessageId)> = messages
-            .iter()
-            .map(|message| (self.span(message.subject.as_str(), message.body.len()), message.id.clone()))
-            .collect();
-        let published = self.messages.publish(messages).await.map_err(explain);
-        for (span, id) in &spans {
-            self.observe(span, published.as_ref().map(|()| id));
+        let span = |message: &Message| self.span(message.subject.as_str(), message.body.len());
+        let messages = messages.into_iter().map(|message| (span(&message), message)).collect();
+        match self.publish_in_order(messages).await {
+            (_, Some(error)) => Err(error),
+            (_, None) => Ok(()),
         }
-        published
+    }
+
+    /// Publishes messages in this order, up to the first that cannot be; answers when they are durable.
+    ///
+    /// # Errors
+    /// As the contract says.
+    pub async fn publish_all(&self, drafts: Vec<Draft>, origin: &Origin) -> Result<Vec<String>, Incomplete> {
+        let mut messages = Vec::with_capacity(drafts.len());
+        let add = |draft: Draft| {
+            let span = self.span(&draft.subject, draft.body.len());
+            match self.message(draft, origin) {
+                Ok(message) => {
+                    messages.push((span, message));
+                    None
+                }
+                Err(error) => {
+                    self.observe(&span, Err(&error));
+                    Some(error)
+                }
+            }
+        };
+        let refused = match draft::check_all(&drafts) {
+            Ok(()) => drafts.into_iter().find_map(add),
+            Err(error) => {
+                self.metrics.published(outcome(&error));
+                Some(error)
+            }
+        };
+        let (published, stopped) = self.publish_in_order(messages).await;
+        let published = published.iter().map(ToString::to_string).collect();
+        match stopped.or(refused) {
+            Some(error) => Err(Incomplete { published, error }),
+            None => Ok(published),
+        }
+    }
+
+    /// Gives the ids of those that are durable, from the first on, and why the next one is not.
+    async fn publish_in_order(&self, messages: Vec<(Span, Message)>) -> (Vec<MessageId>, Option<Error>) {
+        if messages.is_empty() {
+            return (Vec::new(), None);
+        }
+        let told = |(span, message): (Span, Message)| ((span, message.id.clone()), message);
+        let (spans, messages): (Vec<_>, Vec<_>) = messages.into_iter().map(told).unzip();
+        let (count, error) = match self.messages.publish(messages).await {
+            Ok(()) => (spans.len(), None),
+            Err(Stopped { published, error }) => (published, Some(explain(error))),
+        };
+        for (at, (span, id)) in spans.iter().enumerate() {
+            self.observe(span, error.as_ref().filter(|_| at >= count).map_or(Ok(id), Err));
+        }
+        (spans.into_iter().take(count).map(|(_, id)| id).collect(), error)
     }
 
     /// What OpenTelemetry's conventions want to know of a message on its way out. Nothing of it is made while nobody
@@ -176,7 +224,7 @@ impl Publisher {
     async fn publish_now(&self, draft: Draft, origin: &Origin) -> Result<MessageId, Error> {
         let message = self.message(draft, origin)?;
         let id = message.id.clone();
-        self.messages.publish(vec![message]).await.map_err(explain)?;
+        self.messages.publish(vec![message]).await.map_err(|stopped| explain(stopped.error))?;
         Ok(id)
     }
 
@@ -200,7 +248,7 @@ impl Publisher {
         let message = self.message(draft, origin)?;
         // The log may be full by the time of the commit; then the message waits in the database.
         if let Some(full) = self.messages.full(&message.subject) {
-            return Err(explain(LogError::backlog_full(full)));
+            return Err(explain(LogError::BacklogFull(full)));
         }
         let id = message.id.clone();
         target.post(entry(message)).await.map_err(|error| match error {
@@ -245,11 +293,11 @@ impl Publisher {
         }
         let full = match self.messages.publish(messages).await {
             Ok(()) => None,
-            Err(LogError::BacklogFull { id, published }) => {
+            Err(Stopped { published, error: LogError::BacklogFull(id) }) => {
                 numbers.truncate(published);
                 Some(id)
             }
-            Err(error) => return Err(error),
+            Err(Stopped { error, .. }) => return Err(error),
         };
         done.extend(numbers);
         Ok(Relayed { done, full })
@@ -297,7 +345,7 @@ impl Publisher {
         }
         let headers = self.headers(draft.headers, origin)?;
         let published_at = now();
-        let deliver_at = deliver_at(&draft.delivery, published_at, host)?;
+        let deliver_at = draft::deliver_at(&draft.delivery, published_at, host)?;
         if !self.rate.takes_one() {
             return Err(Error::TooMany);
         }
@@ -338,40 +386,6 @@ impl Publisher {
     }
 }
 
-/// Whether a header can be one of a message.
-pub fn is_header(name: &str, value: &str) -> bool {
-    name.parse::<http::HeaderName>().is_ok() && http::HeaderValue::from_str(value).is_ok()
-}
-
-fn check_header(name: &str, value: &str) -> Result<(), Error> {
-    if !is_header(name, value) {
-        let shown: String = name.chars().take(80).collect();
-        return Err(Error::Invalid(format!("header `{shown}`: give a name and a value as HTTP has them")));
-    }
-    let lower = name.to_ascii_lowercase();
-    let is_the_hosts = RESERVED_HEADERS.iter().any(|start| lower.starts_with(start));
-    if is_the_hosts || lower == TRACE || lower == REQUEST_ID {
-        return Err(Error::Invalid(format!("header `{lower}` is the host's; choose another name")));
-    }
-    Ok(())
-}
-
-fn deliver_at(delivery: &DeliveryTime, now: Moment, limits: &HostLimits) -> Result<Option<Moment>, Error> {
-    let at = match delivery {
-        DeliveryTime::Now => return Ok(None),
-        DeliveryTime::After(millis) => {
-            now.saturating_add(Moment::try_from(*millis).unwrap_or(Moment::MAX).saturating_mul(1000))
-        }
-        DeliveryTime::At(at) => *at,
-    };
-    let ahead = Duration::from_micros(u64::try_from(at.saturating_sub(now)).unwrap_or_default());
-    if ahead > limits.message_delay.get() {
-        let limit = limits.message_delay;
-        return Err(Error::TooLarge(format!("it would wait longer than `message_delay`, which is {limit}")));
-    }
-    Ok((at > now).then_some(at))
-}
-
 fn entry(message: Message) -> Entry {
     Entry {
         number: 0,
@@ -387,7 +401,7 @@ fn entry(message: Message) -> Entry {
 
 fn explain(error: LogError) -> Error {
     match error {
-        LogError::BacklogFull { .. } | LogError::Full(_) => Error::BacklogFull(error.to_string()),
+        LogError::BacklogFull(_) | LogError::Full(_) => Error::BacklogFull(error.to_string()),
         LogError::TooLarge => Error::TooLarge(error.to_string()),
         LogError::DeadFull
         | LogError::Gone
@@ -434,6 +448,8 @@ impl Rate {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     #[test]
@@ -442,31 +458,5 @@ mod tests {
         assert!(rate.takes_one() && rate.takes_one() && !rate.takes_one());
         rate.left.lock().expect("no panic").0 -= Duration::from_millis(600);
         assert!(rate.takes_one() && !rate.takes_one());
-    }
-
-    #[test]
-    fn headers_are_those_of_http_and_the_hosts_are_not_given() {
-        assert!(check_header("content-type", "text/plain").is_ok());
-        for (name, value) in [
-            ("a b", "x"),
-            ("", "x"),
-            ("a", "x\ny"),
-            ("stoa-hops", "0"),
-            ("Nats-Msg-Id", "1"),
-            ("traceparent", "00"),
-        ] {
-            assert!(matches!(check_header(name, value), Err(Error::Invalid(_))), "{name}: {value}");
-        }
-    }
-
-    #[test]
-    fn a_moment_is_taken_up_to_the_limit_and_the_past_is_now() {
-        let limits = HostLimits::default();
-        assert!(matches!(deliver_at(&DeliveryTime::Now, 5, &limits), Ok(None)));
-        assert!(matches!(deliver_at(&DeliveryTime::After(3), 5, &limits), Ok(Some(3005))));
-        assert!(matches!(deliver_at(&DeliveryTime::At(4), 5, &limits), Ok(None)));
-        for far in [DeliveryTime::After(u64::MAX), DeliveryTime::At(i64::MAX)] {
-            assert!(matches!(deliver_at(&far, 5, &limits), Err(Error::TooLarge(_))));
-        }
     }
 }

@@ -35,12 +35,17 @@ fn numbers(rows: &[Handled], key: &str) -> Vec<u64> {
         .collect()
 }
 
-async fn are_handled_once_and_in_order(world: &World, accepted: &[String]) {
+async fn are_handled_once(world: &World, accepted: &[String]) -> Vec<Handled> {
     let rows = world.records(accepted).await;
     let mut ids: Vec<&String> = rows.iter().map(|row| &row.id).collect();
     ids.sort();
     ids.dedup();
     assert_eq!(ids.len(), rows.len(), "each once: {rows:?}");
+    rows
+}
+
+async fn are_handled_once_and_in_order(world: &World, accepted: &[String]) {
+    let rows = are_handled_once(world, accepted).await;
     for key in ["k0", "k1", "k2"] {
         let found = numbers(&rows, key);
         assert!(found.is_sorted(), "{key}: {found:?}");
@@ -91,6 +96,25 @@ async fn publishers_are_told_while_the_server_hangs_and_nothing_acknowledged_is_
         accepted.push(until("publishing works", async || world.try_publish(&message).await.ok()).await);
     }
     are_handled_once_and_in_order(&world, &accepted).await;
+}
+
+#[tokio::test]
+async fn who_publishes_several_by_one_call_is_told_while_the_server_is_away() {
+    let Some(mut server) = Server::start("several by one call").await else { return };
+    let world = world_on(&server, "").await;
+    let drafts: Json = (0..20).map(numbered).collect();
+    let publish_all = async || {
+        let told = world.outcome(&world.publisher, "/publish-all", &drafts).await?;
+        Ok::<Vec<String>, Json>(serde_json::from_value(told["ids"].clone()).expect("ids"))
+    };
+    let mut accepted = publish_all().await.expect("ids");
+    server.kill();
+    let refused = publish_all().await.expect_err("nobody has them");
+    assert_eq!((&refused["error"], &refused["published"]), (&json!("unavailable"), &json!([])), "{refused}");
+    server.resume().await;
+    accepted.extend(until("publishing works again", async || publish_all().await.ok()).await);
+    assert_eq!(accepted.len(), 40);
+    are_handled_once(&world, &accepted).await;
 }
 
 #[tokio::test]

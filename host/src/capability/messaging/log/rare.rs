@@ -57,7 +57,7 @@ pub fn apply(connection: &Connection, books: &mut Books, change: &Rare) -> Appli
             let count: i64 =
                 connection.prepare_cached(text)?.query_one([id.0.service.as_str()], |row| row.get(0))?;
             if unsigned(count) >= *dead_max {
-                return Ok(Err(LogError::DeadFull));
+                return Ok(Err(LogError::DeadFull.into()));
             }
             bury(connection, books, ticket.subscription, &[signed(ticket.seq)], reason)?;
         }

@@ -18,7 +18,7 @@ use super::rare::{self, Rare};
 use super::room::{self, NoRoom};
 use super::rows::{self, Published};
 use super::tail::Tails;
-use super::{LogError, Shared, Ticket, schema};
+use super::{LogError, Shared, Stopped, Ticket, schema};
 use crate::capability::messaging::message::{Delivery, Handle, Message, SubscriptionId, now};
 use crate::capability::messaging::waiting::{Waiting, tell};
 use crate::limits::ByteCount;
@@ -40,7 +40,7 @@ pub struct Job {
 }
 
 /// How many dead letters were moved by the change, if it is about them.
-pub type Outcome = Result<u64, LogError>;
+pub type Outcome = Result<u64, Stopped>;
 
 /// Changes of one commit.
 const BATCH_JOBS_MAX: usize = 512;
@@ -129,7 +129,7 @@ impl Writer {
 
     fn commit_one_by_one(&mut self, changes: &[Change], error: LogError) -> Vec<Outcome> {
         if let [Change::Publish(_)] = changes {
-            return vec![Err(error)];
+            return vec![Err(error.into())];
         }
         changes.iter().map(|change| self.commit_alone(change)).collect()
     }
@@ -138,9 +138,9 @@ impl Writer {
     fn commit_alone(&mut self, change: &Change) -> Outcome {
         let mut committed = self.commit(std::slice::from_ref(change));
         if matches!(committed, Err(LogError::Full(_))) && !matches!(change, Change::Publish(_)) {
-            schema::limit(&self.connection, self.bytes_max.get().saturating_mul(2))?;
+            self.limit(self.bytes_max.get().saturating_mul(2))?;
             committed = self.commit(std::slice::from_ref(change));
-            schema::limit(&self.connection, self.bytes_max.get())?;
+            self.limit(self.bytes_max.get())?;
         }
         committed?.pop().unwrap_or(Ok(0))
     }
@@ -220,10 +220,14 @@ impl Writer {
     }
 
     fn try_tidy(&mut self) -> Result<(), LogError> {
-        schema::limit(&self.connection, self.bytes_max.get().saturating_mul(2))?;
+        self.limit(self.bytes_max.get().saturating_mul(2))?;
         let tidied = rare::tidy(&mut self.connection, &self.shared);
-        schema::limit(&self.connection, self.bytes_max.get())?;
+        self.limit(self.bytes_max.get())?;
         tidied
+    }
+
+    fn limit(&self, bytes: u64) -> Result<(), LogError> {
+        Ok(schema::limit(&self.connection, bytes)?)
     }
 }
 
@@ -280,17 +284,17 @@ impl Batch {
         match change {
             Change::Publish(messages) => {
                 if let Some(no_room) = self.no_room {
-                    return Ok(Err(LogError::Full(Box::new(no_room))));
+                    return Ok(Err(LogError::Full(Box::new(no_room)).into()));
                 }
                 for (published, message) in messages.iter().enumerate() {
                     if let Err(id) = self.publish(transaction, books, message)? {
-                        return Ok(Err(LogError::BacklogFull { id, published }));
+                        return Ok(Err(Stopped { published, error: LogError::BacklogFull(id) }));
                     }
                 }
             }
             Change::Due(message) => {
                 if let Err(id) = self.publish(transaction, books, message)? {
-                    return Ok(Err(LogError::backlog_full(id)));
+                    return Ok(Err(LogError::BacklogFull(id).into()));
                 }
                 rare::delayed_no_more(transaction, message)?;
             }

@@ -279,7 +279,7 @@ impl Nats {
                 headers: wire::again(message, &id, number),
                 body: message.body.clone(),
             };
-            self.core.send_all(&[message], again).await?;
+            self.core.send_one(&message, again).await?;
             self.core.forget_letter(&letter).await?;
             moved.count += 1;
         }

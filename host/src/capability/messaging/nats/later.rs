@@ -5,7 +5,6 @@
 
 use std::future::Future;
 use std::pin::Pin;
-use std::slice;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -99,13 +98,13 @@ impl Core {
         message.published_at = message.published_at.max(at);
         let counted = self.books().take_in(&message.subject);
         let published = match counted {
-            Ok(()) => self.send_all(slice::from_ref(&message), |message| self.outgoing(message)).await,
-            Err(full) => Err(LogError::backlog_full(full)),
+            Ok(()) => self.send_one(&message, |message| self.outgoing(message)).await,
+            Err(full) => Err(LogError::BacklogFull(full)),
         };
         match published {
             Ok(()) => incoming.double_ack().await.map_err(away),
             Err(error) => {
-                if !matches!(error, LogError::BacklogFull { .. }) {
+                if !matches!(error, LogError::BacklogFull(_)) {
                     self.books().take_back(&message.subject);
                 }
                 tracing::debug!(error = &error as &dyn std::error::Error, "a delayed message waits");

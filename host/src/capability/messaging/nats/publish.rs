@@ -4,6 +4,7 @@
 //! key may be sent before that answer. The server takes a message with the same id once.
 
 use std::collections::HashSet;
+use std::slice;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,7 +13,7 @@ use bytes::Bytes;
 use tokio::time::Instant;
 
 use super::{Core, PUBLISHED_KIB_MAX, wire};
-use crate::capability::messaging::log::LogError;
+use crate::capability::messaging::log::{LogError, Stopped};
 use crate::capability::messaging::message::{Message, now};
 
 /// How long a publisher waits, over all attempts.
@@ -35,45 +36,39 @@ pub struct Outgoing {
 }
 
 impl Core {
-    /// Publishes in order: all of them, or those before the first for which there is no room.
-    pub(super) async fn publish(&self, messages: Vec<Message>) -> Result<(), LogError> {
+    /// Publishes in order, up to the first that cannot be.
+    pub(super) async fn publish(&self, messages: Vec<Message>) -> Result<(), Stopped> {
         let mut before = 0;
         for wave in waves(&messages) {
-            self.publish_wave(wave).await.map_err(|error| match error {
-                LogError::BacklogFull { id, published } => {
-                    LogError::BacklogFull { id, published: before + published }
-                }
-                error => error,
-            })?;
+            let published = self.publish_wave(wave).await;
+            published.map_err(|stopped| Stopped { published: before + stopped.published, ..stopped })?;
             before += wave.len();
         }
         Ok(())
     }
 
-    async fn publish_wave(&self, wave: &[Message]) -> Result<(), LogError> {
-        let mut counted = Vec::new();
-        let mut refused = Ok(());
-        for message in wave {
-            if let Err(full) = self.books().take_in(&message.subject) {
-                refused = Err(LogError::BacklogFull { id: full, published: counted.len() });
-                break;
-            }
-            counted.push(message);
-        }
-        if counted.is_empty() {
-            return refused;
-        }
-        let sent = self.send_all(&counted, |message| self.outgoing(message)).await;
+    async fn publish_wave(&self, wave: &[Message]) -> Result<(), Stopped> {
+        let full = {
+            let mut books = self.books();
+            let mut places = wave.iter().enumerate();
+            places.find_map(|(at, message)| Some((at, books.take_in(&message.subject).err()?)))
+        };
+        let counted = wave.get(..full.as_ref().map_or(wave.len(), |(at, _)| *at)).unwrap_or(wave);
+        let sent = self.send_all(counted, |message| self.outgoing(message)).await;
+        let there = sent.as_ref().map_or_else(|stopped| stopped.published, |()| counted.len());
         let mut books = self.books();
-        // Whatever was taken after all is counted when the server is asked again.
-        let not_there = counted.iter().filter(|message| sent.is_err() || message.deliver_at.is_some());
-        not_there.for_each(|message| books.take_back(&message.subject));
-        if sent.is_ok() {
-            let unwanted = counted.iter().filter(|message| !books.is_wanted(&message.subject)).count();
-            self.metrics.messages_unrouted(unwanted as u64);
+        for (at, message) in counted.iter().enumerate() {
+            // Whatever was taken after all is counted when the server is asked again.
+            if at >= there || message.deliver_at.is_some() {
+                books.take_back(&message.subject);
+            }
         }
+        let there = counted.iter().take(there);
+        let unwanted = there.filter(|message| !books.is_wanted(&message.subject)).count();
         drop(books);
-        sent.and(refused)
+        self.metrics.messages_unrouted(unwanted as u64);
+        sent?;
+        full.map_or(Ok(()), |(published, id)| Err(Stopped { published, error: LogError::BacklogFull(id) }))
     }
 
     /// As it is sent, by now: at once or for later.
@@ -90,51 +85,69 @@ impl Core {
         }
     }
 
-    /// Sends until the server has all of them, for a while. What is sent again is made again.
-    pub(super) async fn send_all<T>(
+    /// Sends until the server has it, for a while. What is sent again is made again.
+    pub(super) async fn send_one(
         &self,
-        messages: &[T],
-        make: impl Fn(&T) -> Outgoing,
+        message: &Message,
+        make: impl Fn(&Message) -> Outgoing,
     ) -> Result<(), LogError> {
-        let ends_at = Instant::now() + PUBLISH_WAIT;
+        Ok(self.send_all(slice::from_ref(message), make).await?)
+    }
+
+    /// The same for several. No key may be among them twice.
+    async fn send_all(
+        &self,
+        messages: &[Message],
+        make: impl Fn(&Message) -> Outgoing,
+    ) -> Result<(), Stopped> {
         let bytes_max = self.client.max_payload().saturating_sub(SPARE_BYTES);
-        let mut unknown: Vec<&T> = messages.iter().collect();
         let mut outgoing: Vec<Outgoing> = messages.iter().map(&make).collect();
-        if outgoing.iter().any(|one| size(one) > bytes_max) {
-            return Err(LogError::TooLarge);
+        let too_large = outgoing.iter().position(|one| size(one) > bytes_max);
+        if let Some(published) = too_large {
+            outgoing.truncate(published);
         }
+        if let Some(messages) = messages.get(..outgoing.len()).filter(|messages| !messages.is_empty()) {
+            self.send_until_there(messages, outgoing, make).await?;
+        }
+        too_large.map_or(Ok(()), |published| Err(Stopped { published, error: LogError::TooLarge }))
+    }
+
+    async fn send_until_there(
+        &self,
+        messages: &[Message],
+        mut outgoing: Vec<Outgoing>,
+        make: impl Fn(&Message) -> Outgoing,
+    ) -> Result<(), Stopped> {
+        let ends_at = Instant::now() + PUBLISH_WAIT;
         let kib = outgoing.iter().map(size).sum::<usize>() / 1024 + 1;
         let kib = u32::try_from(kib.min(PUBLISHED_KIB_MAX)).unwrap_or(u32::MAX);
         let room =
             match tokio::time::timeout_at(ends_at, Arc::clone(&self.room).acquire_many_owned(kib)).await {
                 Ok(room) => Arc::new(room.map_err(|_| LogError::Closed)?),
-                Err(_) => return Err(self.silent()),
+                Err(_) => return Err(self.silent().into()),
             };
-        loop {
-            self.stores().await?;
-            let (mut left, mut problem, mut refused) = (Vec::new(), None, None);
+        let mut unknown: Vec<(usize, &Message)> = messages.iter().enumerate().collect();
+        while let Some(&(published, _)) = unknown.first() {
+            self.stores().await.map_err(|error| Stopped { published, error })?;
+            let (mut left, mut stopped, mut is_over) = (Vec::new(), None, false);
             for (one, answer) in unknown.into_iter().zip(self.departures.send(outgoing, &room, ends_at)) {
                 // There is none when the host ends.
-                match answer.await.map_err(|_| LogError::Closed)? {
-                    Ok(()) => {}
-                    Err(error) if error.may_pass() => {
-                        left.push(one);
-                        problem = Some(error);
-                    }
-                    Err(error) => refused = refused.or(Some(error)),
-                }
+                let Err(error) = answer.await.map_err(|_| LogError::Closed)? else { continue };
+                is_over |= !error.may_pass();
+                stopped.get_or_insert(Stopped { published: one.0, error });
+                left.push(one);
             }
-            if let Some(refused) = refused {
-                return Err(refused);
+            is_over |= Instant::now() + PAUSE >= ends_at;
+            if let Some(stopped) = stopped.filter(|_| is_over) {
+                return Err(stopped);
             }
-            let Some(problem) = problem else { return Ok(()) };
-            if Instant::now() + PAUSE >= ends_at {
-                return Err(problem);
+            if !left.is_empty() {
+                tokio::time::sleep(PAUSE).await;
             }
-            tokio::time::sleep(PAUSE).await;
-            outgoing = left.iter().map(|one| make(one)).collect();
+            outgoing = left.iter().map(|(_, message)| make(message)).collect();
             unknown = left;
         }
+        Ok(())
     }
 }
 

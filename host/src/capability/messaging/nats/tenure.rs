@@ -228,7 +228,7 @@ impl Nats {
             headers: headers.clone(),
             body: message.body.clone(),
         };
-        match self.core.send_all(&[message], letter).await {
+        match self.core.send_one(&message, letter).await {
             Err(LogError::Full(_) | LogError::TooLarge) => return Err(LogError::DeadFull),
             sent => sent?,
         }
