@@ -199,6 +199,8 @@ limits! {
         message_headers: ByteCount = ByteCount::kib(8),
         /// Messages that the service may publish in a second.
         publish_rate: u32 = 10_000,
+        /// Bytes of messages that the service may have on their way to the log at the same time.
+        publish_bytes: ByteCount = ByteCount::mib(256),
         /// Messages that may wait for one of the service's subscriptions; then nobody can publish to it.
         backlog: u32 = 100_000,
         /// Dead letters kept of the service; then further messages stay in the backlog and are tried again.
@@ -328,7 +330,7 @@ pub const MESSAGE_LOG_DISK_RESERVE: ByteCount = ByteCount::mib(32);
 /// Messages that are published by one call.
 pub const PUBLISH_ALL_MAX: usize = 1000;
 
-/// Bytes of the bodies of messages that are published by one call, if it is not one message.
+/// Bytes of messages that are published by one call, if it is not one message.
 pub const PUBLISH_ALL_BYTES_MAX: ByteCount = ByteCount::mib(8);
 
 /// Characters of a failure's reason that are kept.

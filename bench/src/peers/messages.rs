@@ -120,7 +120,8 @@ pub fn serve(options: &Options) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
         let (changes, waiting) = mpsc::channel(WAITING_MAX);
-        let (published, handling) = mpsc::channel(WAITING_MAX);
+        // No more than there are in the log; a limit would hold up the writer for those who wait for it.
+        let (published, handling) = mpsc::unbounded_channel();
         let handled = Arc::<Handled>::default();
         let connection = open(&options.file).await.context("open the log")?;
         tokio::spawn(write(connection, waiting, published));
@@ -197,7 +198,7 @@ fn fresh_id() -> String {
 async fn write(
     mut connection: SqliteConnection,
     mut changes: mpsc::Receiver<Change>,
-    published: mpsc::Sender<(i64, Instant)>,
+    published: mpsc::UnboundedSender<(i64, Instant)>,
 ) {
     let (mut batch, mut seq) = (Vec::new(), 0);
     while changes.recv_many(&mut batch, BATCH_MAX).await > 0 {
@@ -218,7 +219,7 @@ async fn write(
             let _ = durable.send(is_durable);
         }
         for (seq, message) in messages {
-            let _ = published.send((seq, message.published_at)).await;
+            let _ = published.send((seq, message.published_at));
         }
     }
 }
@@ -286,7 +287,7 @@ impl Handled {
 
 /// Notes how late each message is, several at a time, and says that it was handled.
 async fn handle(
-    mut messages: mpsc::Receiver<(i64, Instant)>,
+    mut messages: mpsc::UnboundedReceiver<(i64, Instant)>,
     changes: mpsc::Sender<Change>,
     handled: Arc<Handled>,
 ) {

@@ -104,6 +104,11 @@ impl Messages {
         self.log.publish(messages).await
     }
 
+    /// Whether the log takes a message of this size.
+    pub fn is_small_enough(&self, message: &Message) -> bool {
+        self.log.is_small_enough(message)
+    }
+
     /// The subscription that has no room for a message of a subject now.
     pub fn full(&self, subject: &Subject) -> Option<SubscriptionId> {
         self.log.full(subject)

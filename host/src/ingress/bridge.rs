@@ -127,14 +127,14 @@ impl Inlet {
                 messages.push((incoming.tag, message));
             }
         }
-        let Some((last, _)) = messages.last() else { return Ok(()) };
         let all = messages.iter().map(|(_, message)| message.clone()).collect();
-        if self.bridge.bring_in(self.index, all).await.is_ok() {
-            self.bridge.metrics().crossed(Crossing::Taken, messages.len());
-            return Ok(inbox.taken(*last).await?);
+        let (taken, _) = self.bridge.bring_in(self.index, all).await;
+        if let Some((last, _)) = taken.checked_sub(1).and_then(|last| messages.get(last)) {
+            self.bridge.metrics().crossed(Crossing::Taken, taken);
+            inbox.taken(*last).await?;
         }
-        // Some may have been published; the log knows their ids.
-        for (tag, message) in messages {
+        // Some of the others may have been published; the log knows their ids.
+        for (tag, message) in messages.into_iter().skip(taken) {
             self.take_one(inbox, tag, message, stop).await?;
         }
         Ok(())
@@ -170,12 +170,12 @@ impl Inlet {
         let mut waiting = Waiting::default();
         loop {
             match self.bridge.bring_in(self.index, vec![message.clone()]).await {
-                Ok(()) => {
+                (_, None) => {
                     self.bridge.metrics().crossed(Crossing::Taken, 1);
                     return Ok(inbox.taken(tag).await?);
                 }
-                Err(NotTaken::Later(why)) => self.wait(inbox, &mut waiting, &why, stop).await?,
-                Err(NotTaken::Never(why)) => {
+                (_, Some(NotTaken::Later(why))) => self.wait(inbox, &mut waiting, &why, stop).await?,
+                (_, Some(NotTaken::Never(why))) => {
                     return Ok(self.refuse(inbox, tag, Some(message.id.as_str()), &why).await?);
                 }
             }

@@ -27,6 +27,9 @@ pub struct Options {
 /// Messages that the server may have sent and that are not acknowledged.
 const AHEAD_MAX: usize = 1024;
 
+/// Messages on their way to the server: more than all requests together have.
+const ACKS_MAX: usize = 100_000;
+
 #[derive(Clone)]
 struct Service {
     context: jetstream::Context,
@@ -77,7 +80,8 @@ impl Service {
 pub fn serve(options: &Options) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
-        let context = jetstream::new(async_nats::connect(&options.url).await?);
+        let client = async_nats::connect(&options.url).await?;
+        let context = jetstream::ContextBuilder::new().max_ack_inflight(ACKS_MAX).build(client);
         let subject = format!("{}.messages", options.stream);
         let stream = context
             .create_stream(stream::Config {

@@ -97,7 +97,8 @@ impl Draft {
 }
 
 /// Publishes messages in their order, up to the first that cannot be; gives their ids once all of them are durable.
-/// Much cheaper than to publish them one by one. At most 1000 messages, and 8 MiB of bodies unless it is one message.
+/// Much cheaper than to publish them one by one, unless they are of one key: on a server those do go one by one. At
+/// most 1000 messages, and 8 MiB unless it is one message.
 ///
 /// ```
 /// use stoa::{Problem, messaging};

@@ -19,11 +19,12 @@ pub enum Error {
     Invalid(String),
     /// The `[messaging]` table of `service.toml` does not name the subject.
     Denied(String),
-    /// The message is larger than its limit, or too late for the log. Says which limit.
+    /// The message is larger than its limit, or too late for the log, or they are too many for one call. Says which limit.
     TooLarge(String),
     /// The service publishes more in a second than the limit `publish_rate` allows.
     TooMany,
-    /// The backlog of a subscription, or the log as a whole, is full. Says which. Nothing was published.
+    /// The backlog of a subscription, or the log as a whole, is full, or too much is on its way there. Says which. The
+    /// message was not published.
     BacklogFull(String),
     /// The message is the answer to the answer … to a message, more often than the limit `message_hops` allows: most
     /// likely a handler that publishes to itself.
@@ -41,7 +42,7 @@ impl fmt::Display for Error {
         match self {
             Self::Invalid(detail) => write!(f, "the message is not valid: {detail}"),
             Self::Denied(detail) => write!(f, "the manifest does not allow the subject: {detail}"),
-            Self::TooLarge(detail) => write!(f, "the message is larger than its limit: {detail}"),
+            Self::TooLarge(detail) => write!(f, "larger than its limit: {detail}"),
             Self::TooMany => f.write_str("more messages in a second than `publish_rate` allows"),
             Self::BacklogFull(detail) => write!(f, "the backlog is full: {detail}"),
             Self::TooManyHops => f.write_str(
@@ -75,15 +76,16 @@ impl From<types::Error> for Error {
 /// Why not all of several messages were published. By `?` it becomes whatever its [`Error`] becomes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Incomplete {
-    /// The ids of those that were, from the first on.
+    /// The ids of the first ones, which were.
     pub published: Vec<String>,
-    /// Why the next one was not. Of those after it nothing is known, but that none of the same key was published.
+    /// Why the next one was not; with [`Error::Unavailable`], that one is unknown, too. Some of those after it may have
+    /// been published, but none of its key.
     pub error: Error,
 }
 
 impl fmt::Display for Incomplete {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "of several messages {} were published, and the next one was not: ", self.published.len())?;
+        write!(f, "only the first {} of several messages were published: ", self.published.len())?;
         self.error.fmt(f)
     }
 }
@@ -119,6 +121,12 @@ impl From<Error> for Problem {
             }
             _ => Problem::new(StatusCode::INTERNAL_SERVER_ERROR),
         }
+    }
+}
+
+impl From<Incomplete> for sql::Error {
+    fn from(incomplete: Incomplete) -> Self {
+        incomplete.error.into()
     }
 }
 
@@ -160,7 +168,7 @@ mod tests {
             let incomplete = Incomplete { published: vec!["m-1".into()], error: error.clone() };
             assert_eq!(
                 incomplete.to_string(),
-                format!("of several messages 1 were published, and the next one was not: {error}")
+                format!("only the first 1 of several messages were published: {error}")
             );
             assert_eq!(Error::from(incomplete.clone()), error);
             assert_eq!(Problem::from(incomplete).status(), status, "{error}");

@@ -66,6 +66,13 @@ impl Backend {
         }
     }
 
+    pub fn is_small_enough(&self, message: &Message) -> bool {
+        match self {
+            Self::File(_) => true,
+            Self::Nats(nats) => nats.is_small_enough(message),
+        }
+    }
+
     pub fn full(&self, subject: &Subject) -> Option<SubscriptionId> {
         match self {
             Self::File(log) => log.full(subject),

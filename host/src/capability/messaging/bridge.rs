@@ -301,13 +301,14 @@ impl Bridge {
         Ok(inlet.publisher.brought(draft, &origin(&incoming.headers), id)?)
     }
 
-    /// Publishes what came in; it is durable when this is done.
-    ///
-    /// # Errors
-    /// When there is no room, or the log does not answer. Some may have been published, and may be again.
-    pub async fn bring_in(&self, inlet: usize, messages: Vec<Message>) -> Result<(), NotTaken> {
-        let inlet = self.ins.get(inlet).ok_or_else(|| NotTaken::Later("it is not there".to_owned()))?;
-        Ok(inlet.publisher.bring_in(messages).await?)
+    /// Publishes what came in. Answers how many are durable, from the first on, and why the next one is not; later ones
+    /// may be, and may be brought in again.
+    pub async fn bring_in(&self, inlet: usize, messages: Vec<Message>) -> (usize, Option<NotTaken>) {
+        let Some(inlet) = self.ins.get(inlet) else {
+            return (0, Some(NotTaken::Later("it is not there".to_owned())));
+        };
+        let (count, error) = inlet.publisher.bring_in(messages).await;
+        (count, error.map(NotTaken::from))
     }
 }
 

@@ -199,7 +199,8 @@ impl Log {
         outcome.await.map_err(|_| LogError::Closed)?
     }
 
-    /// Publishes messages in their order: all, or those before the first for which there is no room.
+    /// Publishes messages in their order: all, those before the first that a subscription has no room for, or none if
+    /// the log itself has none.
     pub async fn publish(&self, messages: Vec<Message>) -> Result<(), Stopped> {
         self.outcome(Change::Publish(messages)).await.map(drop)
     }

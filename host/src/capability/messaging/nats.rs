@@ -200,8 +200,13 @@ impl Nats {
         self.core.books().full(subject)
     }
 
+    /// Whether the server takes a message of this size.
+    pub fn is_small_enough(&self, message: &Message) -> bool {
+        self.core.is_small_enough(message)
+    }
+
     /// # Errors
-    /// When the server does not answer.
+    /// When there is no room for one, or the server does not take it or does not answer.
     pub async fn publish(&self, messages: Vec<Message>) -> Result<(), Stopped> {
         self.core.publish(messages).await
     }

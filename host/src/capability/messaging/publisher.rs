@@ -3,6 +3,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
+use tokio::sync::{Semaphore, SemaphorePermit};
 use tracing::{Span, field};
 
 use super::bindings::{Draft, Error, Incomplete};
@@ -25,6 +26,8 @@ pub struct Publisher {
     granted: Vec<Pattern>,
     limits: ServiceLimits,
     rate: Rate,
+    /// In KiB.
+    room: Semaphore,
     metrics: PublisherMetrics,
 }
 
@@ -63,7 +66,8 @@ impl Publisher {
         metrics: PublisherMetrics,
     ) -> Self {
         let rate = Rate::new(limits.publish_rate);
-        Self { messages, service, granted, limits: limits.clone(), rate, metrics }
+        let room = Semaphore::new(kib(limits.publish_bytes.get()) as usize);
+        Self { messages, service, granted, limits: limits.clone(), rate, room, metrics }
     }
 
     pub fn service(&self) -> &ServiceName {
@@ -126,17 +130,13 @@ impl Publisher {
         Ok(Message { id, may_come_again: true, ..message? })
     }
 
-    /// Publishes what a bridge brings in, in this order; it is durable when this is done.
-    ///
-    /// # Errors
-    /// When there is no room, or the log does not answer. Some may have been published.
-    pub async fn bring_in(&self, messages: Vec<Message>) -> Result<(), Error> {
+    /// Publishes what a bridge brings in, in this order. Answers how many are durable, from the first on, and why the
+    /// next one is not.
+    pub async fn bring_in(&self, messages: Vec<Message>) -> (usize, Option<Error>) {
         let span = |message: &Message| self.span(message.subject.as_str(), message.body.len());
         let messages = messages.into_iter().map(|message| (span(&message), message)).collect();
-        match self.publish_in_order(messages).await {
-            (_, Some(error)) => Err(error),
-            (_, None) => Ok(()),
-        }
+        let (published, error) = self.publish_in_order(messages).await;
+        (published.len(), error)
     }
 
     /// Publishes messages in this order, up to the first that cannot be; answers when they are durable.
@@ -144,33 +144,37 @@ impl Publisher {
     /// # Errors
     /// As the contract says.
     pub async fn publish_all(&self, drafts: Vec<Draft>, origin: &Origin) -> Result<Vec<String>, Incomplete> {
-        let mut messages = Vec::with_capacity(drafts.len());
-        let add = |draft: Draft| {
+        if let Err(error) = draft::check_all(&drafts) {
+            self.metrics.published(outcome(&error));
+            return Err(Incomplete { published: Vec::new(), error });
+        }
+        let (mut messages, mut refused) = (Vec::with_capacity(drafts.len()), None);
+        for draft in drafts {
             let span = self.span(&draft.subject, draft.body.len());
             match self.message(draft, origin) {
-                Ok(message) => {
-                    messages.push((span, message));
-                    None
-                }
+                Ok(message) => messages.push((span, message)),
                 Err(error) => {
-                    self.observe(&span, Err(&error));
-                    Some(error)
+                    refused = Some((span, error));
+                    break;
                 }
             }
-        };
-        let refused = match draft::check_all(&drafts) {
-            Ok(()) => drafts.into_iter().find_map(add),
-            Err(error) => {
-                self.metrics.published(outcome(&error));
-                Some(error)
-            }
-        };
-        let (published, stopped) = self.publish_in_order(messages).await;
-        let published = published.iter().map(ToString::to_string).collect();
-        match stopped.or(refused) {
-            Some(error) => Err(Incomplete { published, error }),
-            None => Ok(published),
         }
+        let count = messages.len();
+        let (published, stopped) = self.publish_in_order(messages).await;
+        let published: Vec<String> = published.iter().map(ToString::to_string).collect();
+        let error = match (stopped, refused) {
+            (Some(error), _) => {
+                // Those after it were not tried.
+                self.rate.give_back(count.saturating_sub(published.len() + 1));
+                error
+            }
+            (None, Some((span, error))) => {
+                self.observe(&span, Err(&error));
+                error
+            }
+            (None, None) => return Ok(published),
+        };
+        Err(Incomplete { published, error })
     }
 
     /// Gives the ids of those that are durable, from the first on, and why the next one is not.
@@ -180,12 +184,18 @@ impl Publisher {
         }
         let told = |(span, message): (Span, Message)| ((span, message.id.clone()), message);
         let (spans, messages): (Vec<_>, Vec<_>) = messages.into_iter().map(told).unzip();
-        let (count, error) = match self.messages.publish(messages).await {
-            Ok(()) => (spans.len(), None),
-            Err(Stopped { published, error }) => (published, Some(explain(error))),
+        let published = match self.room(messages.iter().map(Message::bytes).sum()) {
+            Ok(_room) => self.messages.publish(messages).await.map_err(|stopped| {
+                let Stopped { published, error } = stopped;
+                (published, explain(error))
+            }),
+            Err(error) => Err((0, error)),
         };
-        for (at, (span, id)) in spans.iter().enumerate() {
-            self.observe(span, error.as_ref().filter(|_| at >= count).map_or(Ok(id), Err));
+        let (count, error) =
+            published.map_or_else(|(count, error)| (count, Some(error)), |()| (spans.len(), None));
+        // Those after the failed one have come to nothing yet.
+        for (at, (span, id)) in spans.iter().enumerate().take(count + 1) {
+            self.observe(span, error.as_ref().filter(|_| at == count).map_or(Ok(id), Err));
         }
         (spans.into_iter().take(count).map(|(_, id)| id).collect(), error)
     }
@@ -223,7 +233,7 @@ impl Publisher {
 
     async fn publish_now(&self, draft: Draft, origin: &Origin) -> Result<MessageId, Error> {
         let message = self.message(draft, origin)?;
-        let id = message.id.clone();
+        let (id, _room) = (message.id.clone(), self.room(message.bytes())?);
         self.messages.publish(vec![message]).await.map_err(|stopped| explain(stopped.error))?;
         Ok(id)
     }
@@ -246,6 +256,10 @@ impl Publisher {
 
     async fn post(&self, target: Target, draft: Draft, origin: &Origin) -> Result<MessageId, Error> {
         let message = self.message(draft, origin)?;
+        // There it would wait for ever.
+        if !self.messages.is_small_enough(&message) {
+            return Err(explain(LogError::TooLarge));
+        }
         // The log may be full by the time of the commit; then the message waits in the database.
         if let Some(full) = self.messages.full(&message.subject) {
             return Err(explain(LogError::BacklogFull(full)));
@@ -297,6 +311,11 @@ impl Publisher {
                 numbers.truncate(published);
                 Some(id)
             }
+            // What is there need not be sent again.
+            Err(Stopped { published, .. }) if published > 0 => {
+                numbers.truncate(published);
+                None
+            }
             Err(Stopped { error, .. }) => return Err(error),
         };
         done.extend(numbers);
@@ -323,6 +342,17 @@ impl Publisher {
             published_at: entry.published_at,
             deliver_at: entry.deliver_at,
             may_come_again: true,
+        })
+    }
+
+    /// Room for messages on their way to the log. They are not in their guest's memory any more, and it may have begun
+    /// as many calls as it likes.
+    fn room(&self, bytes: u64) -> Result<SemaphorePermit<'_>, Error> {
+        let limit = self.limits.publish_bytes;
+        self.room.try_acquire_many(kib(bytes.min(limit.get()))).map_err(|_| {
+            let problem =
+                format!("messages of `publish_bytes`, which is {limit}, are on their way to the log");
+            Error::BacklogFull(problem)
         })
     }
 
@@ -399,6 +429,11 @@ fn entry(message: Message) -> Entry {
     }
 }
 
+/// As many as a semaphore has.
+fn kib(bytes: u64) -> u32 {
+    u32::try_from(bytes / 1024 + 1).unwrap_or(u32::MAX).min(Semaphore::MAX_PERMITS as u32)
+}
+
 fn explain(error: LogError) -> Error {
     match error {
         LogError::BacklogFull(_) | LogError::Full(_) => Error::BacklogFull(error.to_string()),
@@ -433,6 +468,12 @@ impl Rate {
         Self { per_second, left: Mutex::new((Instant::now(), per_second)) }
     }
 
+    /// So many that were taken were not used.
+    fn give_back(&self, count: usize) {
+        let mut left = self.left.lock().unwrap_or_else(PoisonError::into_inner);
+        left.1 = (left.1 + count as f64).min(self.per_second);
+    }
+
     fn takes_one(&self) -> bool {
         let mut left = self.left.lock().unwrap_or_else(PoisonError::into_inner);
         let now = Instant::now();
@@ -458,5 +499,9 @@ mod tests {
         assert!(rate.takes_one() && rate.takes_one() && !rate.takes_one());
         rate.left.lock().expect("no panic").0 -= Duration::from_millis(600);
         assert!(rate.takes_one() && !rate.takes_one());
+        rate.give_back(1);
+        assert!(rate.takes_one() && !rate.takes_one());
+        rate.give_back(5);
+        assert!(rate.takes_one() && rate.takes_one() && !rate.takes_one());
     }
 }

@@ -118,6 +118,25 @@ async fn who_publishes_several_by_one_call_is_told_while_the_server_is_away() {
 }
 
 #[tokio::test]
+async fn what_a_service_has_on_its_way_to_a_hanging_server_has_a_limit() {
+    let Some(server) = Server::start("a limit of what is on its way").await else { return };
+    let stage = stage();
+    let publisher = stage.publisher().with("[limits]\npublish_bytes = \"1MiB\"");
+    let (subscriber, setup) = (stage.subscriber(""), server.join(stage.setup()));
+    let world = stage.serve_on(setup, &[publisher, subscriber]).await;
+    let large = json!({"subject": "test.x", "bytes": 600 << 10});
+    world.publish(large.clone()).await;
+    server.freeze();
+    let (first, second) = tokio::join!(world.try_publish(&large), world.try_publish(&large));
+    let refused = [first, second].map(|told| told.expect_err("nobody says that he has it"));
+    let mut errors = refused.each_ref().map(|refused| refused["error"].as_str().expect("a name"));
+    errors.sort_unstable();
+    assert_eq!(errors, ["backlog-full", "unavailable"], "one of them waits, the other need not: {refused:?}");
+    server.thaw();
+    until("there is room again", async || world.try_publish(&large).await.ok()).await;
+}
+
+#[tokio::test]
 async fn a_message_of_a_transaction_waits_in_the_database_while_the_server_is_away() {
     let Some(mut server) = Server::start("a message of a transaction waits").await else { return };
     let world = world_on(&server, "").await;

@@ -17,7 +17,10 @@ stages! {
         a_call_ends_where_the_rate_does,
         more_than_may_go_together_is_refused_as_a_whole,
     ],
-    nats: [a_call_ends_at_the_message_that_the_server_does_not_take],
+    nats: [
+        a_call_ends_at_the_message_that_the_server_does_not_take,
+        what_the_server_would_not_take_is_not_taken_by_a_transaction,
+    ],
     between: [messages_of_one_call_are_durable_and_keep_the_order_of_their_keys],
 }
 
@@ -57,7 +60,6 @@ fn draft(subject: &str, body: &str) -> Json {
     json!({"subject": subject, "body": body})
 }
 
-/// More than are on their way to a server together.
 const MANY: usize = 300;
 
 /// Some with one of three keys, some without.
@@ -131,6 +133,9 @@ async fn a_call_ends_where_the_backlog_is_full(stage: Stage) {
     drafts.push(draft("test.free.x", "after"));
     let mut ids = publish_all(&world, &drafts).await.stopped(11, "backlog-full", "`backlog`");
     publish_all(&world, &drafts).await.stopped(0, "backlog-full", &narrow.name);
+    let labels = [("service", world.publisher.as_str()), ("outcome", "full")];
+    let refused = world.host.metric("stoa_messages_published_total", &labels).await;
+    assert_eq!(refused.round() as u64, 2, "those after it have not been tried");
     let free = [ids.remove(5), world.order("test.free.x", json!({"do": "record"})).await];
     let rows = world.records_at(&world.place.name("other"), &free).await;
     assert_eq!(rows.len(), 2, "nothing of what came after it");
@@ -164,8 +169,12 @@ async fn more_than_may_go_together_is_refused_as_a_whole(stage: Stage) {
     let too_large = vec![large(1 << 20); 9];
     publish_all(&world, &too_large).await.stopped(0, "too-large", "at most 8MiB");
     assert_eq!(bodies(&world).await, HashSet::new());
+    // More than are on their way to a server together.
     let just_within = vec![draft("test.x", ""); 1000];
-    assert_eq!(publish_all(&world, &just_within).await.all().len(), 1000);
+    let ids = publish_all(&world, &just_within).await.all();
+    let rows = world.records(&ids).await;
+    let handled = rows.iter().filter(|row| row.subject == "test.x").count();
+    assert_eq!((ids.len(), handled), (1000, 1000), "each once");
 }
 
 /// Between two that it does take.
@@ -176,6 +185,17 @@ async fn a_call_ends_at_the_message_that_the_server_does_not_take(stage: Stage) 
     let drafts = [draft("test.x", "1"), json!({"subject": "test.x", "bytes": 2 << 20}), draft("test.x", "2")];
     publish_all(&world, &drafts).await.stopped(1, "too-large", "`max_payload`");
     assert_eq!(bodies(&world).await, HashSet::from(["1".to_owned()]));
+}
+
+/// In the database it would wait for ever, and all others behind it.
+async fn what_the_server_would_not_take_is_not_taken_by_a_transaction(stage: Stage) {
+    let world = stage.start().await;
+    let large = |bytes: usize| json!({"subject": "test.x", "bytes": bytes});
+    let all = [draft("test.x", "1"), large(1 << 20), draft("test.x", "2"), large(1000 << 10)];
+    let outcomes = world.publish_in(&json!({"messages": all, "end": "commit"})).await;
+    assert_eq!(outcomes[1]["error"], "too-large", "{outcomes:?}");
+    let ids = [0, 2, 3].map(|at: usize| outcomes[at]["id"].as_str().expect("an id").to_owned());
+    assert_eq!(world.records(&ids).await.len(), 3);
 }
 
 /// WASI 0.2.

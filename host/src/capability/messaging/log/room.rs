@@ -3,7 +3,7 @@
 use std::ffi::CString;
 use std::mem::MaybeUninit;
 use std::os::unix::ffi::OsStrExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::limits::MESSAGE_LOG_DISK_RESERVE;
 
@@ -13,6 +13,30 @@ use crate::limits::MESSAGE_LOG_DISK_RESERVE;
 )]
 pub struct NoRoom {
     free: u64,
+}
+
+/// The room on a disk where not everything may have some.
+pub struct Tight {
+    log: PathBuf,
+    spare: u64,
+    taken: u64,
+}
+
+impl Tight {
+    pub fn new(log: &Path, spare: u64) -> Self {
+        Self { log: log.to_owned(), spare, taken: 0 }
+    }
+
+    /// Takes room for messages of so many bytes.
+    ///
+    /// # Errors
+    /// When there is too little.
+    pub fn take(&mut self, bytes: u64) -> Result<(), NoRoom> {
+        let taken = self.taken.saturating_add(bytes);
+        check(&self.log, taken, self.spare)?;
+        self.taken = taken;
+        Ok(())
+    }
 }
 
 /// Checks that messages of so many bytes may be published, in a file that has some to spare. To settle them takes room,
@@ -55,5 +79,15 @@ mod tests {
         let refused = check(folder.path(), u64::MAX, 0).expect_err("nor such a one");
         assert!(refused.to_string().contains("32MiB"), "{refused}");
         assert!(check(&folder.path().join("nowhere"), u64::MAX, 0).is_ok());
+    }
+
+    #[test]
+    fn what_does_not_fit_takes_nothing_from_what_does() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let mut tight = Tight::new(folder.path(), 0);
+        for bytes in [0, u64::MAX / 4, 1, u64::MAX, 2] {
+            assert_eq!(tight.take(bytes).is_ok(), bytes < 3, "{bytes}");
+        }
+        assert_eq!(tight.taken, 3);
     }
 }

@@ -15,7 +15,7 @@ use tokio::sync::mpsc;
 
 use super::books::Books;
 use super::rare::{self, Rare};
-use super::room::{self, NoRoom};
+use super::room::{self, Tight};
 use super::rows::{self, Published};
 use super::tail::Tails;
 use super::{LogError, Shared, Stopped, Ticket, schema};
@@ -149,7 +149,7 @@ impl Writer {
     fn commit(&mut self, changes: &[Change]) -> Result<Vec<Outcome>, LogError> {
         let mut books = self.shared.books().clone();
         let mut batch = Batch { seq: self.next_seq, due_at: self.due_at, ..Batch::default() };
-        batch.no_room = self.no_room(changes.iter().map(weight).sum())?;
+        batch.tight = self.tight(changes.iter().map(weight).sum())?;
         let outcomes = self.write(&mut batch, &mut books, changes).inspect_err(|error| {
             tracing::error!(error = error as &dyn std::error::Error, "cannot write to the log of messages");
         })?;
@@ -182,13 +182,12 @@ impl Writer {
         Ok(outcomes)
     }
 
-    /// Why so many bytes cannot be published now, if they cannot.
-    fn no_room(&self, bytes: u64) -> Result<Option<NoRoom>, LogError> {
+    /// The room there is, if so many bytes may have none.
+    fn tight(&self, bytes: u64) -> Result<Option<Tight>, LogError> {
         if bytes == 0 || room::check(&self.path, bytes, 0).is_ok() {
             return Ok(None);
         }
-        let spare = schema::spare(&self.connection)?;
-        Ok(room::check(&self.path, bytes, spare).err())
+        Ok(Some(Tight::new(&self.path, schema::spare(&self.connection)?)))
     }
 
     /// Publishes what was published for later, and later is now.
@@ -270,8 +269,8 @@ struct Batch {
     /// Messages that nobody has subscribed to.
     unrouted: u64,
     done: Vec<Ticket>,
-    /// Nothing is to be published now.
-    no_room: Option<NoRoom>,
+    /// Not everything may have room.
+    tight: Option<Tight>,
 }
 
 impl Batch {
@@ -283,7 +282,9 @@ impl Batch {
     ) -> Result<Outcome, LogError> {
         match change {
             Change::Publish(messages) => {
-                if let Some(no_room) = self.no_room {
+                if let Some(tight) = &mut self.tight
+                    && let Err(no_room) = tight.take(weight(change))
+                {
                     return Ok(Err(LogError::Full(Box::new(no_room)).into()));
                 }
                 for (published, message) in messages.iter().enumerate() {

@@ -16,7 +16,7 @@ use super::{Core, PUBLISHED_KIB_MAX, wire};
 use crate::capability::messaging::log::{LogError, Stopped};
 use crate::capability::messaging::message::{Message, now};
 
-/// How long a publisher waits, over all attempts.
+/// How long a publisher waits, over all messages and attempts.
 const PUBLISH_WAIT: Duration = Duration::from_secs(5);
 
 /// The pause before the next attempt.
@@ -38,23 +38,32 @@ pub struct Outgoing {
 impl Core {
     /// Publishes in order, up to the first that cannot be.
     pub(super) async fn publish(&self, messages: Vec<Message>) -> Result<(), Stopped> {
-        let mut before = 0;
+        let (ends_at, mut before) = (Instant::now() + PUBLISH_WAIT, 0);
         for wave in waves(&messages) {
-            let published = self.publish_wave(wave).await;
+            let published = self.publish_wave(wave, ends_at).await;
             published.map_err(|stopped| Stopped { published: before + stopped.published, ..stopped })?;
             before += wave.len();
         }
         Ok(())
     }
 
-    async fn publish_wave(&self, wave: &[Message]) -> Result<(), Stopped> {
+    /// Whether the server takes a message of this size.
+    pub(super) fn is_small_enough(&self, message: &Message) -> bool {
+        size(&self.outgoing(message)) <= self.bytes_max()
+    }
+
+    fn bytes_max(&self) -> usize {
+        self.client.max_payload().saturating_sub(SPARE_BYTES)
+    }
+
+    async fn publish_wave(&self, wave: &[Message], ends_at: Instant) -> Result<(), Stopped> {
         let full = {
             let mut books = self.books();
             let mut places = wave.iter().enumerate();
             places.find_map(|(at, message)| Some((at, books.take_in(&message.subject).err()?)))
         };
         let counted = wave.get(..full.as_ref().map_or(wave.len(), |(at, _)| *at)).unwrap_or(wave);
-        let sent = self.send_all(counted, |message| self.outgoing(message)).await;
+        let sent = self.send_all(counted, |message| self.outgoing(message), ends_at).await;
         let there = sent.as_ref().map_or_else(|stopped| stopped.published, |()| counted.len());
         let mut books = self.books();
         for (at, message) in counted.iter().enumerate() {
@@ -91,7 +100,7 @@ impl Core {
         message: &Message,
         make: impl Fn(&Message) -> Outgoing,
     ) -> Result<(), LogError> {
-        Ok(self.send_all(slice::from_ref(message), make).await?)
+        Ok(self.send_all(slice::from_ref(message), make, Instant::now() + PUBLISH_WAIT).await?)
     }
 
     /// The same for several. No key may be among them twice.
@@ -99,15 +108,16 @@ impl Core {
         &self,
         messages: &[Message],
         make: impl Fn(&Message) -> Outgoing,
+        ends_at: Instant,
     ) -> Result<(), Stopped> {
-        let bytes_max = self.client.max_payload().saturating_sub(SPARE_BYTES);
+        let bytes_max = self.bytes_max();
         let mut outgoing: Vec<Outgoing> = messages.iter().map(&make).collect();
         let too_large = outgoing.iter().position(|one| size(one) > bytes_max);
         if let Some(published) = too_large {
             outgoing.truncate(published);
         }
         if let Some(messages) = messages.get(..outgoing.len()).filter(|messages| !messages.is_empty()) {
-            self.send_until_there(messages, outgoing, make).await?;
+            self.send_until_there(messages, outgoing, make, ends_at).await?;
         }
         too_large.map_or(Ok(()), |published| Err(Stopped { published, error: LogError::TooLarge }))
     }
@@ -117,8 +127,8 @@ impl Core {
         messages: &[Message],
         mut outgoing: Vec<Outgoing>,
         make: impl Fn(&Message) -> Outgoing,
+        ends_at: Instant,
     ) -> Result<(), Stopped> {
-        let ends_at = Instant::now() + PUBLISH_WAIT;
         let kib = outgoing.iter().map(size).sum::<usize>() / 1024 + 1;
         let kib = u32::try_from(kib.min(PUBLISHED_KIB_MAX)).unwrap_or(u32::MAX);
         let room =
@@ -132,7 +142,7 @@ impl Core {
             let (mut left, mut stopped, mut is_over) = (Vec::new(), None, false);
             for (one, answer) in unknown.into_iter().zip(self.departures.send(outgoing, &room, ends_at)) {
                 // There is none when the host ends.
-                let Err(error) = answer.await.map_err(|_| LogError::Closed)? else { continue };
+                let Err(error) = answer.await.unwrap_or(Err(LogError::Closed)) else { continue };
                 is_over |= !error.may_pass();
                 stopped.get_or_insert(Stopped { published: one.0, error });
                 left.push(one);

@@ -4,9 +4,8 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-use async_nats::jetstream::Message as Incoming;
 use async_nats::jetstream::context::ConsumerInfoErrorKind;
-use async_nats::{StatusCode, Subscriber};
+use async_nats::{StatusCode, Subject, Subscriber};
 use futures_util::{FutureExt as _, StreamExt as _};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
@@ -18,7 +17,7 @@ use super::lease::{LEASE, Lease, RENEWAL};
 use super::names::Names;
 use super::subscription::{ACK_WAIT, About, Known};
 use super::tenure::{ACK, Held, NAK, PROGRESS, Tenure};
-use super::{Core, away, micros, wire};
+use super::{Core, away, wire};
 use crate::capability::messaging::log::LogError;
 use crate::capability::messaging::message::{Delivery, Handle};
 use crate::limits::QUEUE_HELD_MAX;
@@ -134,6 +133,7 @@ struct Reader<'a> {
     over: CancellationToken,
     inbox: String,
     answers: Subscriber,
+    labels: wire::Labels,
     changes: watch::Receiver<u64>,
     pulls: u64,
     pull: Option<Pull>,
@@ -172,6 +172,7 @@ impl<'a> Reader<'a> {
             over,
             inbox,
             answers,
+            labels: wire::Labels::new(core.jetstream.clone()),
             changes,
             pulls: 0,
             pull: None,
@@ -294,8 +295,7 @@ impl<'a> Reader<'a> {
             }
         }
         self.heard_at = Instant::now();
-        let incoming = Incoming { context: self.core.jetstream.clone(), message: answer };
-        if let Err(error) = self.take(incoming).await {
+        if let Err(error) = self.take(answer).await {
             complain(self.known, &error);
         }
     }
@@ -316,11 +316,10 @@ impl<'a> Reader<'a> {
     }
 
     /// Takes one delivery. One that cannot be taken in comes again.
-    async fn take(&mut self, incoming: Incoming) -> Result<(), LogError> {
-        let info = incoming.info().map_err(away)?;
-        let (seq, number, delivered) = (info.stream_sequence, info.consumer_sequence, info.delivered);
-        let found = wire::Found { seq, at: micros(info.published) };
-        let reply = incoming.message.reply.as_ref().map(ToString::to_string).unwrap_or_default();
+    async fn take(&mut self, mut incoming: async_nats::Message) -> Result<(), LogError> {
+        let wire::Label { found, number, times } = self.labels.read(&mut incoming)?;
+        let seq = found.seq;
+        let reply = incoming.reply.take().map(Subject::into_string).unwrap_or_default();
         if self.last.is_some_and(|last| number != last + 1) {
             self.gather();
         }
@@ -337,8 +336,8 @@ impl<'a> Reader<'a> {
         if !self.held.add(seq, reply) {
             return Ok(());
         }
-        let message = wire::message(subject, incoming.headers.as_ref(), incoming.payload.clone(), found);
-        let failures = if delivered > 1 { self.failures(seq).await } else { Failures::default() };
+        let message = wire::message(subject, incoming.headers.as_ref(), incoming.payload, found);
+        let failures = if times > 1 { self.failures(seq).await } else { Failures::default() };
         // They are many only while something holds them up, and are read again then.
         let gathered = self.gathering.as_ref().map_or(0, |gathering| gathering.found.len());
         let is_kept = message.bytes() <= INLINE_BYTES_MAX && gathered < QUEUE_HELD_MAX;
@@ -347,7 +346,7 @@ impl<'a> Reader<'a> {
             failed: failures.count(),
             due_at: failures.due_at,
             key: message.key.clone(),
-            may_be_repeat: delivered > 1 || self.gathering.is_some(),
+            may_be_repeat: times > 1 || self.gathering.is_some(),
             message: is_kept.then(|| Arc::new(message)),
             handle: Handle::Nats { tenure, stored_at: found.at },
         };

@@ -2,10 +2,14 @@
 //!
 //! Other programs may publish without any of the host's headers, and read what hosts publish.
 
-use async_nats::HeaderMap;
+use std::mem;
+
 use async_nats::header::{HeaderName, HeaderValue};
+use async_nats::{HeaderMap, jetstream};
 use bytes::Bytes;
 
+use super::{away, micros};
+use crate::capability::messaging::log::LogError;
 use crate::capability::messaging::message::{Headers, Message, Moment, SubscriptionId};
 use crate::subject::Subject;
 
@@ -82,6 +86,41 @@ fn get(headers: &HeaderMap, name: HeaderName) -> Option<&str> {
 pub struct Found {
     pub seq: u64,
     pub at: Moment,
+}
+
+/// What the server says of a delivery.
+pub struct Label {
+    pub found: Found,
+    /// Each delivery's is one more than that of the one before.
+    pub number: u64,
+    /// How often the message was delivered, this time included.
+    pub times: i64,
+}
+
+/// Reads labels. The library does so from a message with a context, and to make one for each delivery takes longer than to read it.
+pub struct Labels(jetstream::Message);
+
+impl Labels {
+    pub fn new(context: jetstream::Context) -> Self {
+        let (reply, headers, status, description) = (None, None, None, None);
+        let (subject, payload) = (async_nats::Subject::from_static("none"), Bytes::new());
+        let message =
+            async_nats::Message { subject, reply, payload, headers, status, description, length: 0 };
+        Self(jetstream::Message { message, context })
+    }
+
+    /// # Errors
+    /// When the message is none of a stream's.
+    pub fn read(&mut self, message: &mut async_nats::Message) -> Result<Label, LogError> {
+        mem::swap(&mut self.0.message, message);
+        let label = self.0.info().map_err(away).map(|info| Label {
+            found: Found { seq: info.stream_sequence, at: micros(info.published) },
+            number: info.consumer_sequence,
+            times: info.delivered,
+        });
+        mem::swap(&mut self.0.message, message);
+        label
+    }
 }
 
 /// The message of a payload and its headers.
