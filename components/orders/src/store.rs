@@ -12,7 +12,7 @@ use crate::{
     prices::{self, Price},
 };
 
-/// Orders that are cancelled in one transaction for being late.
+/// Orders that are cancelled by one message for being late.
 const EXPIRED_AT_ONCE: i64 = 100;
 
 /// What somebody wants to have. Sent again with the same id it is the same order.
@@ -241,18 +241,20 @@ async fn change(tx: &Transaction, row: &Row, step: &Step) -> Result<(), sql::Err
 }
 
 /// Cancels what was placed before this moment and is not paid, some of them if they are many. Gives how many it was.
+///
+/// Each in a transaction of its own: one for all of them would be in the way of all that happens to any of them.
 pub async fn expire(before: Timestamp) -> Result<usize, sql::Error> {
-    sql::transaction(async |tx| {
-        prices::ask_if_none(tx).await?;
-        let late = "select id, state, reason, amount, currency, placed_at from orders \
-                    where state in ('placed', 'reserved') and placed_at < $1 order by placed_at limit $2";
-        let late: Vec<Row> = tx.query(late).bind(before).bind(EXPIRED_AT_ONCE).fetch_all().await?;
-        for row in &late {
-            if let Some(step) = order::step(row.state, News::Expired) {
-                change(tx, row, &step).await?;
-            }
-        }
-        Ok(late.len())
-    })
-    .await
+    #[derive(Deserialize)]
+    struct Late {
+        id: String,
+    }
+    sql::transaction(async |tx| prices::ask_if_none(tx).await).await?;
+    let late = "select id from orders where state in ('placed', 'reserved') and placed_at < $1 \
+                order by placed_at limit $2";
+    let late: Vec<Late> = sql::query(late).bind(before).bind(EXPIRED_AT_ONCE).fetch_all().await?;
+    let mut expired = 0;
+    for Late { id } in late {
+        expired += usize::from(hear(&id, News::Expired).await? == Heard::Changed);
+    }
+    Ok(expired)
 }
