@@ -244,17 +244,17 @@ async fn change(tx: &Transaction, row: &Row, step: &Step) -> Result<(), sql::Err
 ///
 /// Each in a transaction of its own: one for all of them would be in the way of all that happens to any of them.
 pub async fn expire(before: Timestamp) -> Result<usize, sql::Error> {
-    #[derive(Deserialize)]
-    struct Late {
-        id: String,
-    }
     sql::transaction(async |tx| prices::ask_if_none(tx).await).await?;
     let late = "select id from orders where state in ('placed', 'reserved') and placed_at < $1 \
                 order by placed_at limit $2";
-    let late: Vec<Late> = sql::query(late).bind(before).bind(EXPIRED_AT_ONCE).fetch_all().await?;
+    let late: Vec<String> = sql::query(late).bind(before).bind(EXPIRED_AT_ONCE).fetch_all().await?;
     let mut expired = 0;
-    for Late { id } in late {
-        expired += usize::from(hear(&id, News::Expired).await? == Heard::Changed);
+    for id in late {
+        match hear(&id, News::Expired).await {
+            Ok(heard) => expired += usize::from(heard == Heard::Changed),
+            Err(error) if error.is_conflict() => println!("`{id}` is cancelled the next time: {error}"),
+            Err(error) => return Err(error),
+        }
     }
     Ok(expired)
 }

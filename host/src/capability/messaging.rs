@@ -27,6 +27,7 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::task::AbortOnDropHandle;
 
 use self::backend::Backend;
@@ -96,12 +97,13 @@ impl Messages {
         drop(replaced);
     }
 
-    /// Publishes in order, up to the first that cannot be.
+    /// Publishes in order, up to the first that cannot be. The room is theirs as long as they are in memory, whether or not
+    /// somebody still waits for them.
     ///
     /// # Errors
     /// When there is no room for one, or the log does not answer.
-    pub async fn publish(&self, messages: Vec<Message>) -> Result<(), Stopped> {
-        self.log.publish(messages).await
+    pub async fn publish(&self, messages: Vec<Message>, room: Option<Room>) -> Result<(), Stopped> {
+        self.log.publish(messages, room).await
     }
 
     /// Whether the log takes a message of this size.
@@ -267,6 +269,9 @@ impl Messages {
 
 /// Who has published a message that an operator did. A service of this name is told from it by nothing but its subjects.
 const OPERATOR: &str = "operator";
+
+/// A part of what a service may have on its way to the log.
+type Room = OwnedSemaphorePermit;
 
 /// What became of an attempt.
 #[derive(Clone, Debug, PartialEq, Eq)]

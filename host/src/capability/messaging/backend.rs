@@ -5,6 +5,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use super::Room;
 use super::log::operator::{Backlog, DeadLetter, DeadRow, Moved};
 use super::log::{self, Log, LogError, Stopped};
 use super::message::{Delivery, Handle, Message, Moment, SubscriptionId};
@@ -59,9 +60,10 @@ impl Backend {
         }
     }
 
-    pub async fn publish(&self, messages: Vec<Message>) -> Result<(), Stopped> {
+    pub async fn publish(&self, messages: Vec<Message>, room: Option<Room>) -> Result<(), Stopped> {
         match self {
-            Self::File(log) => log.publish(messages).await,
+            Self::File(log) => log.publish(messages, room).await,
+            // Beyond this it has a room of its own.
             Self::Nats(nats) => nats.publish(messages).await,
         }
     }

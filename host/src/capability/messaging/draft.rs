@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::bindings::{DeliveryTime, Draft, Error};
-use super::message::{Moment, REQUEST_ID, RESERVED_HEADERS, TRACE};
+use super::message::{Headers, Moment, REQUEST_ID, RESERVED_HEADERS, TRACE};
 use crate::limits::{HostLimits, PUBLISH_ALL_BYTES_MAX, PUBLISH_ALL_MAX};
 
 /// Whether these may be published by one call.
@@ -23,8 +23,13 @@ pub fn check_all(drafts: &[Draft]) -> Result<(), Error> {
 }
 
 fn bytes(draft: &Draft) -> usize {
-    let headers: usize = draft.headers.iter().map(|(name, value)| name.len() + value.len()).sum();
-    draft.subject.len() + draft.key.as_ref().map_or(0, String::len) + headers + draft.body.len()
+    let key = draft.key.as_ref().map_or(0, String::len);
+    draft.subject.len() + key + bytes_of(&draft.headers) + draft.body.len()
+}
+
+/// Bytes of headers, names and values.
+pub fn bytes_of(headers: &Headers) -> usize {
+    headers.iter().map(|(name, value)| name.len() + value.len()).sum()
 }
 
 /// Whether a header can be one of a message.

@@ -30,6 +30,7 @@ pub use self::rare::TOO_OLD;
 use self::reader::Reader;
 use self::tail::Tails;
 use self::writer::{Change, Job, Outcome, Writer};
+use super::Room;
 use super::message::{Delivery, Handle, Message, Moment, SubscriptionId};
 use super::waiting::Waiting;
 use crate::limits::{HostLimits, ServiceLimits};
@@ -194,15 +195,19 @@ impl Log {
     }
 
     async fn outcome(&self, change: Change) -> Outcome {
+        self.outcome_in(change, None).await
+    }
+
+    async fn outcome_in(&self, change: Change, room: Option<Room>) -> Outcome {
         let (waiting, outcome) = Waiting::here();
-        self.jobs.send(Job { change, waiting }).await.map_err(|_| LogError::Closed)?;
+        self.jobs.send(Job { change, waiting, room }).await.map_err(|_| LogError::Closed)?;
         outcome.await.map_err(|_| LogError::Closed)?
     }
 
     /// Publishes messages in their order: all, those before the first that a subscription has no room for, or none if
     /// the log itself has none.
-    pub async fn publish(&self, messages: Vec<Message>) -> Result<(), Stopped> {
-        self.outcome(Change::Publish(messages)).await.map(drop)
+    pub async fn publish(&self, messages: Vec<Message>, room: Option<Room>) -> Result<(), Stopped> {
+        self.outcome_in(Change::Publish(messages), room).await.map(drop)
     }
 
     /// The subscription that has no room for a message of a subject now.

@@ -70,7 +70,7 @@ impl Message {
 
     /// What it takes in a log, roughly.
     pub fn bytes(&self) -> u64 {
-        let headers: usize = self.headers.iter().map(|(name, value)| name.len() + value.len()).sum();
+        let headers = super::draft::bytes_of(&self.headers);
         (self.body.len() + headers + self.subject.as_str().len() + 128) as u64
     }
 }

@@ -3,14 +3,14 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
-use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::sync::Semaphore;
 use tracing::{Span, field};
 
 use super::bindings::{Draft, Error, Incomplete};
 use super::draft::{self, check_header};
 use super::log::Stopped;
 use super::message::{HOPS, Headers, Message, MessageId, PUBLISHER, REQUEST_ID, SubscriptionId, TRACE, now};
-use super::{LogError, Messages};
+use super::{LogError, Messages, Room};
 use crate::capability::sql::bindings::Error as SqlError;
 use crate::capability::sql::outbox::Entry;
 use crate::capability::sql::session::Target;
@@ -27,7 +27,7 @@ pub struct Publisher {
     limits: ServiceLimits,
     rate: Rate,
     /// In KiB.
-    room: Semaphore,
+    room: Arc<Semaphore>,
     metrics: PublisherMetrics,
 }
 
@@ -44,8 +44,15 @@ pub struct Origin {
 pub struct Relayed {
     /// The numbers of those that are not to wait there any more.
     pub done: Vec<i64>,
-    /// The subscription that has no room for the next one of the others.
-    pub full: Option<SubscriptionId>,
+    /// Why the next one of the others has to wait, if it has to.
+    pub held_up: Option<HeldUp>,
+}
+
+pub enum HeldUp {
+    /// The subscription has no room.
+    Full(SubscriptionId),
+    /// The log does not take one of its size now. Its number and its key.
+    TooLarge(i64, Option<String>),
 }
 
 /// Bytes of a key.
@@ -66,7 +73,7 @@ impl Publisher {
         metrics: PublisherMetrics,
     ) -> Self {
         let rate = Rate::new(limits.publish_rate);
-        let room = Semaphore::new(kib(limits.publish_bytes.get()) as usize);
+        let room = Arc::new(Semaphore::new(kib(limits.publish_bytes.get()) as usize));
         Self { messages, service, granted, limits: limits.clone(), rate, room, metrics }
     }
 
@@ -110,7 +117,7 @@ impl Publisher {
             may_come_again: true,
         };
         let id = message.id.clone();
-        let published = self.messages.publish(vec![message]).await.map(|()| id);
+        let published = self.messages.publish(vec![message], None).await.map(|()| id);
         let published = published.map_err(|stopped| explain(stopped.error));
         self.observe(&span, published.as_ref());
         published
@@ -164,8 +171,10 @@ impl Publisher {
         let published: Vec<String> = published.iter().map(ToString::to_string).collect();
         let error = match (stopped, refused) {
             (Some(error), _) => {
-                // Those after it were not tried.
-                self.rate.give_back(count.saturating_sub(published.len() + 1));
+                // Otherwise those after it may be there.
+                if !matches!(error, Error::Unavailable) {
+                    self.rate.give_back(count.saturating_sub(published.len() + 1));
+                }
                 error
             }
             (None, Some((span, error))) => {
@@ -185,7 +194,7 @@ impl Publisher {
         let told = |(span, message): (Span, Message)| ((span, message.id.clone()), message);
         let (spans, messages): (Vec<_>, Vec<_>) = messages.into_iter().map(told).unzip();
         let published = match self.room(messages.iter().map(Message::bytes).sum()) {
-            Ok(_room) => self.messages.publish(messages).await.map_err(|stopped| {
+            Ok(room) => self.messages.publish(messages, Some(room)).await.map_err(|stopped| {
                 let Stopped { published, error } = stopped;
                 (published, explain(error))
             }),
@@ -193,7 +202,7 @@ impl Publisher {
         };
         let (count, error) =
             published.map_or_else(|(count, error)| (count, Some(error)), |()| (spans.len(), None));
-        // Those after the failed one have come to nothing yet.
+        // What came of those after the failed one nobody is told.
         for (at, (span, id)) in spans.iter().enumerate().take(count + 1) {
             self.observe(span, error.as_ref().filter(|_| at == count).map_or(Ok(id), Err));
         }
@@ -233,8 +242,8 @@ impl Publisher {
 
     async fn publish_now(&self, draft: Draft, origin: &Origin) -> Result<MessageId, Error> {
         let message = self.message(draft, origin)?;
-        let (id, _room) = (message.id.clone(), self.room(message.bytes())?);
-        self.messages.publish(vec![message]).await.map_err(|stopped| explain(stopped.error))?;
+        let (id, room) = (message.id.clone(), self.room(message.bytes())?);
+        self.messages.publish(vec![message], Some(room)).await.map_err(|stopped| explain(stopped.error))?;
         Ok(id)
     }
 
@@ -293,11 +302,11 @@ impl Publisher {
     /// # Errors
     /// When the log does not answer, or has no room for anything.
     pub async fn relay(&self, entries: Vec<Entry>) -> Result<Relayed, LogError> {
-        let (mut numbers, mut messages, mut done) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut places, mut messages, mut done) = (Vec::new(), Vec::new(), Vec::new());
         for entry in entries {
-            let (number, id) = (entry.number, entry.id.clone());
+            let (number, id, key) = (entry.number, entry.id.clone(), entry.key.clone());
             if let Some(message) = self.relayed(entry) {
-                numbers.push(number);
+                places.push((number, key));
                 messages.push(message);
             } else {
                 let service = self.service.as_str();
@@ -305,21 +314,23 @@ impl Publisher {
                 done.push(number);
             }
         }
-        let full = match self.messages.publish(messages).await {
+        let mut left = Vec::new();
+        let held_up = match self.messages.publish(messages, None).await {
             Ok(()) => None,
-            Err(Stopped { published, error: LogError::BacklogFull(id) }) => {
-                numbers.truncate(published);
-                Some(id)
+            Err(Stopped { published, error }) => {
+                left = places.split_off(published.min(places.len()));
+                match (error, left.first()) {
+                    (LogError::BacklogFull(id), _) => Some(HeldUp::Full(id)),
+                    (LogError::TooLarge, Some((number, key))) => Some(HeldUp::TooLarge(*number, key.clone())),
+                    // What is there need not be sent again.
+                    _ if !places.is_empty() => None,
+                    (error, _) => return Err(error),
+                }
             }
-            // What is there need not be sent again.
-            Err(Stopped { published, .. }) if published > 0 => {
-                numbers.truncate(published);
-                None
-            }
-            Err(Stopped { error, .. }) => return Err(error),
         };
-        done.extend(numbers);
-        Ok(Relayed { done, full })
+        drop(left);
+        done.extend(places.into_iter().map(|(number, _)| number));
+        Ok(Relayed { done, held_up })
     }
 
     fn relayed(&self, entry: Entry) -> Option<Message> {
@@ -330,7 +341,7 @@ impl Publisher {
         headers.push((PUBLISHER.to_owned(), self.service.as_str().to_owned()));
         let is_good = self.granted.iter().any(|pattern| pattern.matches(&subject))
             && entry.body.len() as u64 <= self.limits.message_body.get()
-            && entry.headers.len() as u64 <= self.limits.message_headers.get().saturating_add(4096)
+            && draft::bytes_of(&headers) as u64 <= self.limits.message_headers.get().saturating_add(4096)
             && entry.key.as_ref().is_none_or(|key| key.len() <= KEY_BYTES_MAX)
             && entry.id.len() <= KEY_BYTES_MAX;
         is_good.then(|| Message {
@@ -347,9 +358,9 @@ impl Publisher {
 
     /// Room for messages on their way to the log. They are not in their guest's memory any more, and it may have begun
     /// as many calls as it likes.
-    fn room(&self, bytes: u64) -> Result<SemaphorePermit<'_>, Error> {
+    fn room(&self, bytes: u64) -> Result<Room, Error> {
         let limit = self.limits.publish_bytes;
-        self.room.try_acquire_many(kib(bytes.min(limit.get()))).map_err(|_| {
+        Arc::clone(&self.room).try_acquire_many_owned(kib(bytes.min(limit.get()))).map_err(|_| {
             let problem =
                 format!("messages of `publish_bytes`, which is {limit}, are on their way to the log");
             Error::BacklogFull(problem)
@@ -396,7 +407,7 @@ impl Publisher {
         if headers.len() > HEADERS_MAX {
             return Err(Error::TooLarge(format!("a message has at most {HEADERS_MAX} headers")));
         }
-        let bytes: usize = headers.iter().map(|(name, value)| name.len() + value.len()).sum();
+        let bytes = draft::bytes_of(&headers);
         if bytes as u64 > self.limits.message_headers.get() {
             let limit = self.limits.message_headers;
             return Err(Error::TooLarge(format!("{bytes} bytes of headers; `message_headers` is {limit}")));

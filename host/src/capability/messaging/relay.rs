@@ -12,7 +12,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep_until};
 
 use super::message::SubscriptionId;
-use super::publisher::{Publisher, Relayed};
+use super::publisher::{HeldUp, Publisher, Relayed};
 use crate::capability::sql::outbox::Entry;
 use crate::capability::sql::{Database, now};
 use crate::limits::OUTBOX_ASIDE_MAX;
@@ -91,17 +91,31 @@ async fn relay(publisher: &Publisher, database: &Database, aside: &mut Aside) ->
         let goes_on = |entry: &Entry| !aside.takes(entry, |subject| publisher.full(subject));
         let entries: Vec<Entry> = entries.into_iter().filter(goes_on).collect();
         if !entries.is_empty() {
-            let Relayed { done, full } = publisher.relay(entries).await.map_err(|error| error.to_string())?;
+            let Relayed { done, held_up } =
+                publisher.relay(entries).await.map_err(|error| error.to_string())?;
             if !done.is_empty() {
                 let forgotten = database.forget_posted(&done).await;
                 forgotten.map_err(|error| format!("they cannot be taken out ({error:?})"))?;
                 count += done.len();
             }
-            if let Some(id) = full {
-                // The same ones again, without those of that subscription.
-                aside.subscriptions.insert(id);
-                aside.numbers.truncate(before);
-                continue;
+            match held_up {
+                Some(HeldUp::Full(id)) => {
+                    // The same ones again, without those of that subscription.
+                    aside.subscriptions.insert(id);
+                    aside.numbers.truncate(before);
+                    continue;
+                }
+                Some(HeldUp::TooLarge(number, key)) => {
+                    let service = publisher.service().as_str();
+                    tracing::error!(
+                        service,
+                        number,
+                        "a message of the outbox is larger than the log takes, and waits"
+                    );
+                    aside.keys.extend(key);
+                    aside.numbers.push(number);
+                }
+                None => {}
             }
         }
         if aside.is_full() {

@@ -6,7 +6,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use serde_json::{Value as Json, json};
 
+use super::log::Log;
 use super::world::{Stage, World, subscription};
+use crate::sql::place::Place;
 use crate::sql::world::{outcome, post};
 use crate::support::{Connection, until};
 
@@ -234,4 +236,24 @@ async fn a_forged_message_goes_no_further_than_the_grant(stage: Stage) {
         assert!(line, "the log does not tell of {id}");
     }
     assert_eq!(world.rows(&world.publisher, "select count(*) from _stoa_outbox").await, json!([[0]]));
+}
+
+/// Such as what was committed while the server took more.
+#[tokio::test]
+async fn what_the_server_does_not_take_waits_in_the_outbox_and_holds_up_nobody() {
+    let test = "what the server does not take";
+    let (Some(place), Some(log)) = (Place::server(test).await, Log::server(test).await) else { return };
+    let world = Stage::on(place, log).start().await;
+    let large = "insert into _stoa_outbox (id, subject, headers, body, published_at) \
+        values ('large', 'test.x', '[]', convert_to(repeat('x', 1040000), 'UTF8'), 1000000 * extract(epoch from now())::bigint)";
+    let executed = world.outcome(&world.publisher, "/execute", &json!({"sql": large})).await;
+    assert_eq!(executed, Ok(json!({"affected": 1})));
+    for word in ["after it", "and once more"] {
+        let outcomes = world.publish_in(&within(word, "commit")).await;
+        let id = outcomes[1]["id"].as_str().expect("an id").to_owned();
+        assert_eq!(world.records(&[id]).await.len(), 1 + usize::from(word == "and once more"));
+    }
+    world.host.logs("larger than the log takes").await;
+    let left = world.rows(&world.publisher, "select id from _stoa_outbox").await;
+    assert_eq!(left, json!([["large"]]));
 }

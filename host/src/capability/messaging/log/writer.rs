@@ -19,6 +19,7 @@ use super::room::{self, Tight};
 use super::rows::{self, Published};
 use super::tail::Tails;
 use super::{LogError, Shared, Stopped, Ticket, schema};
+use crate::capability::messaging::Room;
 use crate::capability::messaging::message::{Delivery, Handle, Message, SubscriptionId, now};
 use crate::capability::messaging::waiting::{Waiting, tell};
 use crate::limits::ByteCount;
@@ -37,6 +38,8 @@ pub enum Change {
 pub struct Job {
     pub change: Change,
     pub waiting: Waiting<Outcome>,
+    /// What the messages of the change take up.
+    pub room: Option<Room>,
 }
 
 /// How many dead letters were moved by the change, if it is about them.
@@ -118,13 +121,14 @@ impl Writer {
             jobs.push(job);
         }
         let (changes, waiting): (Vec<Change>, Vec<_>) =
-            jobs.into_iter().map(|job| (job.change, job.waiting)).unzip();
+            jobs.into_iter().map(|job| (job.change, (job.waiting, job.room))).unzip();
         let outcomes = match self.commit(&changes) {
             Ok(outcomes) => outcomes,
             // One of them may have spoilt it for the others.
             Err(error) => self.commit_one_by_one(&changes, error),
         };
-        tell(waiting.into_iter().zip(outcomes));
+        drop(changes);
+        tell(waiting.into_iter().map(|(waiting, _room)| waiting).zip(outcomes));
     }
 
     fn commit_one_by_one(&mut self, changes: &[Change], error: LogError) -> Vec<Outcome> {

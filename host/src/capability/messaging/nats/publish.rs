@@ -49,11 +49,15 @@ impl Core {
 
     /// Whether the server takes a message of this size.
     pub(super) fn is_small_enough(&self, message: &Message) -> bool {
-        size(&self.outgoing(message)) <= self.bytes_max()
+        let bytes_max = self.bytes_max();
+        // Of most that can be said without their headers as they are sent.
+        message.bytes() as usize <= bytes_max / 2 || size(&self.outgoing(message)) <= bytes_max
     }
 
+    /// Of a message as it is sent. A server that has never been there has said nothing.
     fn bytes_max(&self) -> usize {
-        self.client.max_payload().saturating_sub(SPARE_BYTES)
+        let is_known = self.stores.get().is_some();
+        if is_known { self.client.max_payload().saturating_sub(SPARE_BYTES) } else { usize::MAX }
     }
 
     async fn publish_wave(&self, wave: &[Message], ends_at: Instant) -> Result<(), Stopped> {
@@ -100,10 +104,11 @@ impl Core {
         message: &Message,
         make: impl Fn(&Message) -> Outgoing,
     ) -> Result<(), LogError> {
-        Ok(self.send_all(slice::from_ref(message), make, Instant::now() + PUBLISH_WAIT).await?)
+        let (outgoing, ends_at) = (vec![make(message)], Instant::now() + PUBLISH_WAIT);
+        Ok(self.send_until_there(slice::from_ref(message), outgoing, make, ends_at).await?)
     }
 
-    /// The same for several. No key may be among them twice.
+    /// Sends several that are published. No key may be among them twice.
     async fn send_all(
         &self,
         messages: &[Message],
