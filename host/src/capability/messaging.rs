@@ -15,6 +15,7 @@ mod backend;
 mod draft;
 mod log;
 mod nats;
+mod rate;
 mod relay;
 mod waiting;
 

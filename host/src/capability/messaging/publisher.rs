@@ -1,7 +1,6 @@
 //! What one service may publish: subjects, sizes, rate.
 
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::sync::Arc;
 
 use tokio::sync::Semaphore;
 use tracing::{Span, field};
@@ -10,6 +9,7 @@ use super::bindings::{Draft, Error, Incomplete};
 use super::draft::{self, check_header};
 use super::log::Stopped;
 use super::message::{HOPS, Headers, Message, MessageId, PUBLISHER, REQUEST_ID, SubscriptionId, TRACE, now};
+use super::rate::Rate;
 use super::{LogError, Messages, Room};
 use crate::capability::sql::bindings::Error as SqlError;
 use crate::capability::sql::outbox::Entry;
@@ -314,21 +314,19 @@ impl Publisher {
                 done.push(number);
             }
         }
-        let mut left = Vec::new();
         let held_up = match self.messages.publish(messages, None).await {
             Ok(()) => None,
             Err(Stopped { published, error }) => {
-                left = places.split_off(published.min(places.len()));
-                match (error, left.first()) {
+                let left = places.split_off(published.min(places.len()));
+                match (error, left.into_iter().next()) {
                     (LogError::BacklogFull(id), _) => Some(HeldUp::Full(id)),
-                    (LogError::TooLarge, Some((number, key))) => Some(HeldUp::TooLarge(*number, key.clone())),
+                    (LogError::TooLarge, Some((number, key))) => Some(HeldUp::TooLarge(number, key)),
                     // What is there need not be sent again.
                     _ if !places.is_empty() => None,
                     (error, _) => return Err(error),
                 }
             }
         };
-        drop(left);
         done.extend(places.into_iter().map(|(number, _)| number));
         Ok(Relayed { done, held_up })
     }
@@ -464,55 +462,5 @@ const fn outcome(error: &Error) -> PublishOutcome {
         Error::Unavailable => PublishOutcome::Unavailable,
         Error::TooMany | Error::TooLarge(_) | Error::TooManyHops => PublishOutcome::Limit,
         Error::Invalid(_) | Error::Denied(_) | Error::Ended | Error::Conflict => PublishOutcome::Refused,
-    }
-}
-
-/// So many in a second, and as many at once.
-struct Rate {
-    per_second: f64,
-    left: Mutex<(Instant, f64)>,
-}
-
-impl Rate {
-    fn new(per_second: u32) -> Self {
-        let per_second = f64::from(per_second);
-        Self { per_second, left: Mutex::new((Instant::now(), per_second)) }
-    }
-
-    /// So many that were taken were not used.
-    fn give_back(&self, count: usize) {
-        let mut left = self.left.lock().unwrap_or_else(PoisonError::into_inner);
-        left.1 = (left.1 + count as f64).min(self.per_second);
-    }
-
-    fn takes_one(&self) -> bool {
-        let mut left = self.left.lock().unwrap_or_else(PoisonError::into_inner);
-        let now = Instant::now();
-        let since = now.saturating_duration_since(left.0).as_secs_f64();
-        *left = (now, since.mul_add(self.per_second, left.1).min(self.per_second));
-        let has_one = left.1 >= 1.0;
-        if has_one {
-            left.1 -= 1.0;
-        }
-        has_one
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::time::Duration;
-
-    use super::*;
-
-    #[test]
-    fn the_rate_is_used_up_and_comes_back() {
-        let rate = Rate::new(2);
-        assert!(rate.takes_one() && rate.takes_one() && !rate.takes_one());
-        rate.left.lock().expect("no panic").0 -= Duration::from_millis(600);
-        assert!(rate.takes_one() && !rate.takes_one());
-        rate.give_back(1);
-        assert!(rate.takes_one() && !rate.takes_one());
-        rate.give_back(5);
-        assert!(rate.takes_one() && rate.takes_one() && !rate.takes_one());
     }
 }

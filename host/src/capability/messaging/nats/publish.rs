@@ -67,7 +67,7 @@ impl Core {
             places.find_map(|(at, message)| Some((at, books.take_in(&message.subject).err()?)))
         };
         let counted = wave.get(..full.as_ref().map_or(wave.len(), |(at, _)| *at)).unwrap_or(wave);
-        let sent = self.send_all(counted, |message| self.outgoing(message), ends_at).await;
+        let sent = self.send_all(counted, ends_at).await;
         let there = sent.as_ref().map_or_else(|stopped| stopped.published, |()| counted.len());
         let mut books = self.books();
         for (at, message) in counted.iter().enumerate() {
@@ -109,20 +109,15 @@ impl Core {
     }
 
     /// Sends several that are published. No key may be among them twice.
-    async fn send_all(
-        &self,
-        messages: &[Message],
-        make: impl Fn(&Message) -> Outgoing,
-        ends_at: Instant,
-    ) -> Result<(), Stopped> {
+    async fn send_all(&self, messages: &[Message], ends_at: Instant) -> Result<(), Stopped> {
         let bytes_max = self.bytes_max();
-        let mut outgoing: Vec<Outgoing> = messages.iter().map(&make).collect();
+        let mut outgoing: Vec<Outgoing> = messages.iter().map(|message| self.outgoing(message)).collect();
         let too_large = outgoing.iter().position(|one| size(one) > bytes_max);
         if let Some(published) = too_large {
             outgoing.truncate(published);
         }
         if let Some(messages) = messages.get(..outgoing.len()).filter(|messages| !messages.is_empty()) {
-            self.send_until_there(messages, outgoing, make, ends_at).await?;
+            self.send_until_there(messages, outgoing, |message| self.outgoing(message), ends_at).await?;
         }
         too_large.map_or(Ok(()), |published| Err(Stopped { published, error: LogError::TooLarge }))
     }
